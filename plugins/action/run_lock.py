@@ -1,0 +1,55 @@
+"""Action run_lock: one ansible-playbook at a time per installation."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+
+
+def boot_time_of(pid: int) -> str:
+    """When a process of this machine started, in clock ticks since boot; empty if there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    return stat.rpartition(")")[2].split()[19]
+
+
+class ActionModule(ActionBase):
+    """The lock's holder is this ansible-playbook. It ends with the process, however that ends: no unlocking."""
+
+    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Take the lock, or fail with who has it."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        pid = self._controller()
+        controller = platform.node()
+        arguments = {**self._task.args, "controller": controller, "pid": pid, "started": boot_time_of(pid)}
+        answer = self._execute_module("roundhouse.llm.run_lock", arguments, task_vars=task_vars)
+        holder = answer.get("holder")
+        # Only the holder's own machine can tell whether the holder is still alive.
+        if (
+            holder
+            and holder["controller"] == controller
+            and boot_time_of(holder["pid"]) != holder["started"]
+        ):
+            arguments["take_from"] = holder
+            answer = self._execute_module("roundhouse.llm.run_lock", arguments, task_vars=task_vars)
+            holder = answer.get("holder")
+        if holder:
+            raise AnsibleActionFail(
+                f"Another run (process {holder['pid']} on {holder['controller']}, since {holder['since']}) is "
+                f"changing {self._task.args['home']}: wait until it ends, or stop it. "
+                f"If it is gone, delete {answer['file']}."
+            )
+        result.update(answer)
+        return result
+
+    @staticmethod
+    def _controller() -> int:
+        # Each task runs in a worker forked from ansible-playbook itself.
+        return os.getppid()

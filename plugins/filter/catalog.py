@@ -1,0 +1,26 @@
+"""Filters around the catalog: resolve it, fill in a command, make the routing map of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.deployments import fill
+from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.resolve import resolve
+from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.routes import (
+    local_addresses,
+    routing_map,
+)
+
+
+class FilterModule:
+    """What the collection loader looks for."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """The filters, by the name that playbooks use."""
+        return {
+            "resolve_catalog": resolve,
+            "fill_command": fill,
+            "routing_map": routing_map,
+            "local_addresses": local_addresses,
+        }

@@ -1,0 +1,84 @@
+"""Weights from the Hugging Face hub, by huggingface_hub's own command line in an environment of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from ansible_collections.roundhouse.llm.plugins.module_utils.job import REMEDY_FULL_DISK, JobError, Progress
+from ansible_collections.roundhouse.llm.plugins.module_utils.pip import folder_size, megabytes
+
+#: Duplicates of the weights in formats that none of the engines loads.
+EXCLUDED = ("original/*", "onnx/*", "*.onnx", "*.pth", "*.h5", "*.msgpack", "*.gguf")
+
+
+def fetch(
+    hub: Path, repository: str, revision: str, file: str | None, target: Path, token: str, progress: Progress
+) -> None:
+    """Download a repository, or one file of it, into the folder `target`. Raises JobError.
+
+    What an interrupted run left in `target` is used. The token goes by the environment: it is in no command line
+    and in no file.
+    """
+    command = [str(hub), "download", repository, *([file] if file else []), "--revision", revision]
+    for pattern in () if file else EXCLUDED:
+        command += ["--exclude", pattern]
+    command += ["--local-dir", str(target), "--quiet"]
+    # The hub's client keeps a token and a cache below its home: ours must neither find nor leave any.
+    environment = {**os.environ, "HF_HOME": str(target / ".cache" / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        environment.pop(variable, None)
+    if token:
+        environment["HF_TOKEN"] = token
+    target.mkdir(parents=True, exist_ok=True)
+    log = target / ".download.log"
+    with log.open("wb") as output:
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            env=environment, start_new_session=True,
+        )  # fmt: skip
+    try:
+        while child.poll() is None:
+            progress.say(f"downloading {repository} ({megabytes(folder_size(target))} so far)")
+            time.sleep(0.5)
+    except BaseException:
+        os.killpg(child.pid, signal.SIGKILL)
+        raise
+    text = log.read_text(encoding="utf-8", errors="replace")
+    log.unlink()
+    if child.returncode:
+        raise JobError(explain(text, repository, revision, file, has_token=bool(token)))
+
+
+def explain(text: str, repository: str, revision: str, file: str | None, *, has_token: bool) -> str:
+    """Why the hub's client failed, and what to do, from what it printed."""
+    page = f"https://huggingface.co/{repository}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    last = lines[-1][:300] if lines else "it printed nothing"
+    rules: Mapping[str, str] = {
+        r"No space left on device": f"No space left on the disk while downloading {repository}: {REMEDY_FULL_DISK}",
+        r"[Gg]ated|awaiting a review|403": (
+            f"{repository} is gated, and "
+            + ("this HF_TOKEN has no access to it" if has_token else "HF_TOKEN is not set")
+            + f": accept its terms at {page}, then run again with HF_TOKEN set to a token of that account."
+        ),
+        r"Revision|[Rr]evision .*not found": f"{repository} has no revision '{revision}': see {page}/tree/main.",
+        r"EntryNotFound|Entry Not Found|not found in repo": f"{repository} has no file '{file}': see {page}/tree/{revision}.",
+        r"RepositoryNotFound|Repository [Nn]ot [Ff]ound|404|401": (
+            f"There is no repository {repository} at the hub, or it is private: check the name at {page}, "
+            "and set HF_TOKEN if it is yours."
+        ),
+        r"[Cc]onnect|[Tt]imed? ?out|resolve|[Nn]etwork|[Oo]ffline": (
+            f"The hub can't be reached ({last}). Check the network or proxy (HF_ENDPOINT names a mirror), "
+            "or fetch the weights elsewhere and use weights: {path: /folder}."
+        ),
+    }
+    for pattern, sentence in rules.items():
+        if re.search(pattern, text):
+            return sentence
+    return f"Downloading {repository} failed: {last}"

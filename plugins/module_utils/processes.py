@@ -1,0 +1,120 @@
+"""What /proc tells of our processes, and who holds a port. Linux only.
+
+Also copied to the host as it is, beside the reaper, so it needs the standard library alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+#: What every program of ours has in its environment: the folder it belongs to, and its name.
+HOME_MARK = "ROUNDHOUSE_HOME"
+NAME_MARK = "ROUNDHOUSE_PROGRAM"
+
+_PROC = Path("/proc")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_LISTEN = "0A"
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process of ours: its id, its group and the program it belongs to."""
+
+    pid: int
+    group: int
+    program: str
+
+
+def ours(home: str) -> Iterator[Process]:
+    """The user's processes that carry the marks of `home`."""
+    for folder in _PROC.glob("[0-9]*"):
+        try:
+            environment = (folder / "environ").read_bytes()
+            group = os.getpgid(int(folder.name))
+        except (OSError, ProcessLookupError):
+            continue  # another user's, or gone meanwhile
+        pairs = dict(item.partition("=")[::2] for item in os.fsdecode(environment).split("\0"))
+        if pairs.get(HOME_MARK) == home and NAME_MARK in pairs:
+            yield Process(int(folder.name), group, pairs[NAME_MARK])
+
+
+def kill_leaderless(home: str) -> list[Process]:
+    """Kill what a dead engine left behind: processes of ours whose group has lost its leader."""
+    left = [process for process in ours(home) if not _alive(process.group)]
+    return [process for process in left if _kill(process.pid)]
+
+
+def kill_all(home: str) -> list[Process]:
+    """Kill every process of ours: nobody supervises them any more."""
+    return [process for process in ours(home) if _kill(process.pid)]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        status = (_PROC / str(pid) / "stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+def _kill(pid: int) -> bool:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def group_memory(group: int) -> int:
+    """Resident bytes of all processes of a group."""
+    pages = 0
+    for folder in _PROC.glob("[0-9]*"):
+        try:
+            if os.getpgid(int(folder.name)) == group:
+                pages += int((folder / "statm").read_text().split()[1])
+        except (OSError, ProcessLookupError):
+            continue
+    return pages * _PAGE
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether a server could listen there now. Raises OSError for an address that is none of this machine's."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return False
+            raise
+    return True
+
+
+def port_holder(port: int) -> str:
+    """The process that listens on a port, as `PID (command line)`; says so if it is not ours to see."""
+    inodes = set()
+    for table in ("tcp", "tcp6"):
+        try:
+            lines = (_PROC / "net" / table).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            fields = line.split()
+            if fields[3] == _LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
+                inodes.add(f"socket:[{fields[9]}]")
+    for folder in _PROC.glob("[0-9]*"):
+        try:
+            held = {os.readlink(link) for link in (folder / "fd").iterdir()}
+        except OSError:
+            continue
+        if held & inodes:
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            return f"process {folder.name} ({command[:120]})"
+    return "a process of another user"

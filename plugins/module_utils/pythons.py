@@ -1,0 +1,103 @@
+"""Virtual environments in the cache: one per name and content, whole or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from ansible_collections.roundhouse.llm.plugins.module_utils.job import JobError, Progress, write_whole
+from ansible_collections.roundhouse.llm.plugins.module_utils.locks import locked
+from ansible_collections.roundhouse.llm.plugins.module_utils.pip import run_pip
+
+OLDEST = (3, 11)
+
+#: Written last: an environment without it was interrupted, and is made again.
+_MARK = "roundhouse.json"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment: where it is, and what is to be in it (`project` is a zip file)."""
+
+    folder: Path
+    requirements: str
+    project: Path | None = None
+
+    @property
+    def python(self) -> Path:
+        """Its interpreter."""
+        return self.folder / "bin" / "python"
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it was made to the end, and its interpreter is still there."""
+        return (self.folder / _MARK).exists() and self.python.exists()
+
+
+def environment(root: Path, name: str, requirements: str, project: Path | None) -> Environment:
+    """The environment whose folder name carries the hash of all that it is made of."""
+    digest = hashlib.sha256()
+    for part in (requirements, platform.python_version(), platform.machine(), sys.base_prefix):
+        digest.update(f"{len(part)}:{part}".encode())
+    if project:
+        digest.update(project.read_bytes())
+    return Environment(root / f"{name}-{digest.hexdigest()[:12]}", requirements, project)
+
+
+def check_python() -> None:
+    """Raises JobError if the host's Python is too old for the engines."""
+    if sys.version_info[:2] < OLDEST:
+        raise JobError(
+            f"The host's Python is {platform.python_version()} ({sys.executable}), and 3.11 or newer is needed: "
+            "install one and name it with ansible_python_interpreter."
+        )
+
+
+def make(wanted: Environment, name: str, progress: Progress) -> None:
+    """Make the environment if it is not whole. Raises JobError."""
+    wanted.folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(wanted.folder, progress):
+        if wanted.is_whole:
+            return
+        shutil.rmtree(wanted.folder, ignore_errors=True)
+        progress.say(f"making the Python environment of {name}")
+        _make_venv(wanted.folder)
+        scratch = wanted.folder / "scratch"
+        scratch.mkdir()
+        pins = scratch / "requirements.txt"
+        pins.write_text(wanted.requirements, encoding="utf-8")
+        python = str(wanted.python)
+
+        def words(line: str, size: str) -> str:
+            return f"installing {name} ({size} so far): {line}"
+
+        cache = ["--cache-dir", str(wanted.folder.parent / "pip")]
+        run_pip(python, ["install", *cache, "--requirement", str(pins)], scratch, progress, words)
+        if wanted.project is not None:
+            source = scratch / "project"
+            shutil.unpack_archive(wanted.project, source)
+            options = ["--no-deps", "--no-build-isolation"]
+            run_pip(python, ["install", *cache, *options, str(source)], scratch, progress, words)
+        shutil.rmtree(scratch)
+        write_whole(wanted.folder / _MARK, json.dumps({"name": name, "requirements": wanted.requirements}))
+
+
+def _make_venv(folder: Path) -> None:
+    made = subprocess.run(
+        [sys.executable, "-m", "venv", str(folder)], capture_output=True, text=True, check=False
+    )
+    if made.returncode:
+        output = (made.stdout + made.stderr).strip()
+        if "ensurepip" in output:
+            version = f"{sys.version_info.major}.{sys.version_info.minor}"
+            raise JobError(
+                f"This Python can't make virtual environments: install its venv package "
+                f"(Debian, Ubuntu: apt install python{version}-venv)."
+            )
+        raise JobError(f"Making the virtual environment {folder} failed: {output[-300:]}")

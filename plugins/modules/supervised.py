@@ -1,0 +1,297 @@
+#!/usr/bin/python
+"""Module supervised: one program under supervisord, running and ready."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: supervised
+short_description: Run a program under supervisord and wait until it is ready
+version_added: 0.1.0
+author: Roundhouse maintainers (@roundhouse)
+description:
+  - Describes the program to supervisord, starts it if it does not run, restarts it if its description changed.
+  - Waits until it answers, and shows every 5 seconds what it is doing.
+  - A program that dies, or is not ready in time, is stopped; the failure shows its last 20 log lines.
+options:
+  home:
+    description: The installation's folder.
+    type: path
+    required: true
+  python:
+    description: Interpreter that runs the launcher.
+    type: path
+    required: true
+  name:
+    description: The program's name.
+    type: str
+    required: true
+  command:
+    description: Command line, a list of words; no shell reads it.
+    type: list
+    elements: str
+    required: true
+  environment:
+    description: The program's environment, besides a few variables of the machine. Readable by its user only.
+    type: dict
+    default: {}
+  labels:
+    description: What the program is. Shown by C(program_status). V(port) is checked before it is started.
+    type: dict
+    default: {}
+  inputs:
+    description: What else it depends on (names and hashes). A change restarts it.
+    type: dict
+    default: {}
+  stop_timeout:
+    description: Seconds between SIGTERM and SIGKILL.
+    type: float
+    default: 30
+  ready:
+    description: When it is ready.
+    type: dict
+    options:
+      url:
+        description: Answers 2xx when it is.
+        type: str
+        required: true
+      json:
+        description: Keys and values that the answer, a JSON object, must have.
+        type: dict
+        default: {}
+      timeout:
+        description: Seconds it may take.
+        type: float
+        default: 60
+  job:
+    description: Set by the action plugin.
+    type: path
+attributes:
+  check_mode:
+    description: Says whether the program would be started or restarted.
+    support: full
+  diff_mode:
+    description: Shows the change of the program's description, without the values of its environment.
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Run an engine
+  roundhouse.llm.supervised:
+    home: /srv/roundhouse
+    python: /srv/roundhouse/cache/environments/supervisor-1a2b3c/bin/python
+    name: smollm2
+    command: [/opt/engine/bin/serve, --port, "18100"]
+    labels: {kind: engine, port: 18100}
+    ready: {url: "http://127.0.0.1:18100/health", timeout: 120}
+"""
+
+RETURN = r"""
+pid:
+  description: The program's process id.
+  type: int
+  returned: when it runs
+seconds:
+  description: Seconds until it was ready, if it was started.
+  type: float
+  returned: when it was started
+"""
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.roundhouse.llm.plugins.module_utils import job, processes, supervisor
+
+_LOG_LINES = 20
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a program answers when it is ready."""
+
+    url: str
+    json: Mapping[str, Any]
+    timeout: float
+
+    def missing(self) -> str | None:
+        """What is still missing; None if it is ready."""
+        # A proxy of the user's is for the world outside, not for the program next door.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(self.url, timeout=25) as answer:
+                body = answer.read()
+        except urllib.error.HTTPError as error:
+            return f"{self.url} answers {error.code}"
+        except OSError as error:
+            return f"{self.url} does not answer ({getattr(error, 'reason', error)})"
+        if not self.json:
+            return None
+        try:
+            found = json.loads(body)
+        except ValueError:
+            return f"{self.url} answers no JSON"
+        wrong = {key: found.get(key) for key, value in self.json.items() if found.get(key) != value}
+        if wrong:
+            note = f"; it says: {found['last_error']}" if found.get("last_error") else ""
+            return f"{self.url} has {wrong} and not {dict(self.json)}{note}"
+        return None
+
+
+class Log:
+    """A program's log from where it was when we began."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._start = path.stat().st_size if path.exists() else 0
+
+    def last(self, count: int) -> list[str]:
+        """The last lines printed since."""
+        try:
+            with self.path.open("rb") as file:
+                size = file.seek(0, 2)
+                # A log that was rotated meanwhile is new from its beginning.
+                start = self._start if size >= self._start else 0
+                file.seek(max(start, size - 65536))
+                text = file.read().decode(errors="replace")
+        except FileNotFoundError:
+            return []
+        return [line.rstrip() for line in text.splitlines() if line.strip()][-count:]
+
+
+def await_ready(
+    daemon: supervisor.Supervisord, name: str, ready: Ready, log: Log, progress: job.Progress
+) -> None:
+    """Wait for it. Raises JobError, with the program stopped, if it dies or takes too long."""
+    begun = time.monotonic()
+    pid = None
+    while True:
+        info = daemon.process(name) or {"statename": "UNKNOWN", "pid": 0}
+        died = info["statename"] in supervisor.DEAD or (pid and info["pid"] != pid)
+        pid = info["pid"] or pid
+        missing = "it died" if died else ready.missing()
+        if missing is None:
+            return
+        waited = time.monotonic() - begun
+        if died or waited > ready.timeout:
+            daemon.stop(name, progress)
+            what = "died while it started" if died else f"was not ready within {ready.timeout:.0f} s ({missing})"
+            lines = log.last(_LOG_LINES)
+            tail = "\n".join(f"  {line}" for line in lines) or "  (it printed nothing)"
+            raise job.JobError(
+                f"{name} {what} and was stopped. Its last {len(lines)} log lines:\n{tail}\n"
+                f"The whole log: {log.path}",
+                log=str(log.path),
+            )
+        recent = log.last(1)
+        progress.say(f"{name}: starting" + (f": {recent[0][:100]}" if recent else ""))
+        time.sleep(min(0.5, 0.05 + waited / 20))
+
+
+def refuse_taken_port(program: supervisor.Program) -> None:
+    """Raises JobError if another process listens where the program will."""
+    port = program.labels.get("port")
+    host = program.labels.get("host", "127.0.0.1")
+    if not port:
+        return
+    try:
+        free = processes.is_free(host, int(port))
+    except OSError as error:
+        raise job.JobError(
+            f"{program.name} can't listen on {host}:{port}: {error.strerror or error}. "
+            "Choose an address of this machine."
+        ) from error
+    if not free:
+        raise job.JobError(
+            f"{program.name} needs port {port} on {host}, and {processes.port_holder(int(port))} holds it: "
+            f"stop that process, or choose another port ({program.labels.get('port_setting', 'port')})."
+        )
+
+
+def difference(old: supervisor.Program | None, new: supervisor.Program) -> dict[str, str]:
+    """Ansible's diff of two descriptions; of the environment only the names."""
+
+    def shown(program: supervisor.Program | None) -> str:
+        if program is None:
+            return ""
+        hidden = dict.fromkeys(program.environment, "***")
+        return replace(program, environment=hidden).spec()
+
+    return {"before": shown(old), "after": shown(new), "before_header": new.name, "after_header": new.name}
+
+
+def main() -> None:
+    """Read the arguments, converge, tell Ansible."""
+    module = AnsibleModule(
+        argument_spec={
+            "home": {"type": "path", "required": True},
+            "python": {"type": "path", "required": True},
+            "name": {"type": "str", "required": True},
+            "command": {"type": "list", "elements": "str", "required": True},
+            "environment": {"type": "dict", "default": {}},
+            "labels": {"type": "dict", "default": {}},
+            "inputs": {"type": "dict", "default": {}},
+            "stop_timeout": {"type": "float", "default": 30},
+            "ready": {
+                "type": "dict",
+                "options": {
+                    "url": {"type": "str", "required": True},
+                    "json": {"type": "dict", "default": {}},
+                    "timeout": {"type": "float", "default": 60},
+                },
+            },
+            "job": {"type": "path"},
+        },
+        supports_check_mode=True,
+    )
+    given = module.params
+    home = supervisor.Home(Path(given["home"]))
+    program = supervisor.Program(
+        name=given["name"],
+        command=given["command"],
+        environment={key: str(value) for key, value in given["environment"].items()},
+        labels=given["labels"],
+        stop_timeout=given["stop_timeout"],
+        inputs={key: str(value) for key, value in given["inputs"].items()},
+    )
+
+    def work(progress: job.Progress) -> dict[str, Any]:
+        old = supervisor.read_specs(home).get(program.name)
+        text = supervisor.read_text(home.programs / f"{program.name}.ini")
+        same = old == program and text == program.ini(home, given["python"])
+        daemon = supervisor.Supervisord(home)
+        up = daemon.is_up()
+        info = daemon.process(program.name) if up else None
+        running = info is not None and info["statename"] in supervisor.RUNNING
+        result: dict[str, Any] = {"changed": not (same and running)}
+        if not same:
+            result["diff"] = difference(old, program)
+        if module.check_mode:
+            return result
+        if not same:
+            supervisor.write_program(home, program, given["python"])
+        log = Log(home.log(program.name))
+        begun = time.monotonic()
+        daemon.take_in(program.name, progress)
+        info = daemon.process(program.name)
+        if info is None or info["statename"] not in supervisor.RUNNING:
+            refuse_taken_port(program)
+            daemon.call("startProcess", program.name, False)
+            result["changed"] = True
+        if given["ready"]:
+            await_ready(daemon, program.name, Ready(**given["ready"]), log, progress)
+        if result["changed"]:
+            result["seconds"] = round(time.monotonic() - begun, 1)
+        info = daemon.process(program.name)
+        return {**result, "pid": info["pid"] if info else None}
+
+    module.exit_json(**job.run(work, given["job"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""From stacks and the engine table to one resolved structure, or to all the problems there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog import shape
+from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.deployments import (
+    command,
+    instances,
+    read_deployment,
+)
+from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.engines import RUNS, read_engines
+from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.gpu import share_out
+from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.problems import Problems, did_you_mean
+
+
+def resolve(stacks: Any, stack: str, platform: str, engines: Any) -> dict[str, Any]:
+    """The catalog of one stack on one platform.
+
+    Returns `problems` (sentences; empty if all is well), and if it is empty also `stack`, `platform`,
+    `deployments` (in start order) and `models` (what the routing map is made of).
+    """
+    problems = Problems()
+    table = read_engines(engines, problems)
+    entries = _entries(stacks, stack, problems)
+    if platform not in RUNS:
+        problems.add(f"there is no platform '{platform}'{did_you_mean(platform, RUNS)}")
+        return {"problems": problems.sentences}
+    deployments: list[dict[str, Any]] = []
+    for index, given in enumerate(entries):
+        # An engine whose definition is broken is already a problem of its own.
+        if shape.is_mapping(given) and given.get("engine") in (engines or {}) and given["engine"] not in table:
+            continue
+        place = problems.at(_place(stack, index, given))
+        entry = read_deployment(given, platform, table, place)
+        if entry is not None:
+            deployments.append(entry)
+    _check_names(deployments, problems)
+    share_out(deployments, problems.at(f"stack {stack}"))
+    models = _models(deployments, table, problems)
+    if problems.sentences:
+        return {"problems": problems.sentences}
+    return {
+        "problems": [],
+        "stack": stack,
+        "platform": platform,
+        "deployments": [_deployment(entry, table[entry["engine"]], platform) for entry in deployments],
+        "models": models,
+    }
+
+
+def _entries(stacks: Any, stack: str, problems: Problems) -> Sequence[Any]:
+    if not shape.is_mapping(stacks) or not stacks:
+        problems.add("there are no stacks: write some into roundhouse_stacks.")
+        return []
+    if stack not in stacks:
+        problems.add(
+            f"there is no stack '{stack}'{did_you_mean(stack, map(str, stacks))} "
+            f"The stacks are: {', '.join(map(str, stacks))}."
+        )
+        return []
+    entries = stacks[stack]
+    if not isinstance(entries, list):
+        problems.at(f"stack {stack}").add(
+            f"must be a list of deployments, not {shape.describe(entries)}: start each one with '- name:'."
+        )
+        return []
+    if not entries:
+        problems.at(f"stack {stack}").add(
+            "is empty: write at least one deployment (name, model, engine), or stop what runs with stop.yml."
+        )
+    return entries
+
+
+def _place(stack: str, index: int, given: Any) -> str:
+    name = given.get("name") if shape.is_mapping(given) else None
+    return f"stack {stack}, deployment {index + 1}" + (f" ({name})" if shape.is_text(name) else "")
+
+
+def _check_names(deployments: Sequence[dict[str, Any]], problems: Problems) -> None:
+    owners: dict[str, str] = {}
+    for entry in deployments:
+        for name in {entry["name"], *instances(entry)}:
+            if name in owners:
+                problems.at(entry["place"]).add(
+                    f"the name '{name}' is already that of {owners[name]}: choose another."
+                )
+            owners.setdefault(name, entry["place"])
+
+
+def _models(
+    deployments: Sequence[dict[str, Any]], table: Mapping[str, Any], problems: Problems
+) -> list[dict[str, Any]]:
+    """Per model its aliases and engines, each with its deployments; checks what holds across deployments."""
+    by_model: dict[str, list[dict[str, Any]]] = {}
+    for entry in deployments:
+        by_model.setdefault(entry["model"], []).append(entry)
+    _check_aliases(by_model, problems)
+    models = []
+    for model, entries in by_model.items():
+        by_owner: dict[str, list[dict[str, Any]]] = {}
+        for entry in entries:
+            by_owner.setdefault(entry["owned_by"].lower(), []).append(entry)
+        defaults = [o for o, es in by_owner.items() if any(e["default"] for e in es)]
+        _check_default(model, by_owner, defaults, problems)
+        models.append(
+            {
+                "model": model,
+                "aliases": list(dict.fromkeys(alias for entry in entries for alias in entry["aliases"])),
+                "engines": [
+                    _route(es, table[es[0]["engine"]], default=len(by_owner) == 1 or owner in defaults)
+                    for owner, es in by_owner.items()
+                ],
+            }
+        )
+    return models
+
+
+def _check_default(
+    model: str, by_owner: Mapping[str, Sequence[dict[str, Any]]], defaults: Sequence[str], problems: Problems
+) -> None:
+    if len(by_owner) < 2 or len(defaults) == 1:
+        return
+    names = {o: " and ".join(e["name"] for e in es) for o, es in by_owner.items()}
+    if not defaults:
+        problems.add(
+            f"model {model} has several engines ({', '.join(by_owner)}) and no default: "
+            f"set default: true on one of {', '.join(names.values())}."
+        )
+    else:
+        problems.add(
+            f"model {model} has {len(defaults)} defaults ({', '.join(names[o] for o in defaults)}): "
+            "leave default: true on one engine only."
+        )
+
+
+def _check_aliases(by_model: Mapping[str, Sequence[dict[str, Any]]], problems: Problems) -> None:
+    owners: dict[str, str] = {}
+    for model, entries in by_model.items():
+        for entry in entries:
+            for alias in dict.fromkeys(entry["aliases"]):
+                if alias in by_model:
+                    problems.at(entry["place"]).add(
+                        f"the alias '{alias}' is a model of this stack itself: choose another alias."
+                    )
+                elif owners.setdefault(alias, model) != model:
+                    problems.at(entry["place"]).add(
+                        f"the alias '{alias}' is already one of {owners[alias]}: choose another."
+                    )
+
+
+def _route(entries: Sequence[dict[str, Any]], engine: Mapping[str, Any], *, default: bool) -> dict[str, Any]:
+    return {
+        "owned_by": engine["owned_by"],
+        "default": default,
+        "served_model": entries[0]["model"],
+        "deployments": [entry["name"] for entry in entries],
+        "health": engine["health"],
+        "timeouts": engine["timeouts"],
+        "max_in_flight": engine["max_in_flight"],
+    }
+
+
+def _deployment(entry: Mapping[str, Any], engine: Mapping[str, Any], platform: str) -> dict[str, Any]:
+    run = engine["runs"][RUNS[platform]]
+    kept = ("name", "model", "engine", "owned_by", "weights", "task", "gpus", "gpu_memory", "context_length",
+            "replicas", "args", "resources", "startup_timeout")  # fmt: skip
+    return {
+        **{key: entry[key] for key in kept},
+        "instances": instances(entry),
+        "command": command(entry, engine, platform),
+        "env": {**{key: str(value) for key, value in run["env"].items()}, **entry["env"]},
+        "image": run.get("image"),
+        "health": engine["health"],
+        "stop_timeout": engine["stop_timeout"],
+    }

@@ -1,0 +1,48 @@
+"""From the catalog to the routing map that the gateway serves by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def routing_map(models: Sequence[Mapping[str, Any]], addresses: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """The routing map of the catalog's `models`.
+
+    `addresses` gives, per deployment, its backends as `{name, url}`. The revision is the hash of the rest:
+    the same routes have the same revision, on every run and on every machine.
+    """
+    routes = [
+        {
+            "model": model["model"],
+            "aliases": list(model["aliases"]),
+            "engines": [_engine(engine, addresses) for engine in model["engines"]],
+        }
+        for model in models
+    ]
+    canonical = json.dumps(routes, sort_keys=True, separators=(",", ":"), default=str)
+    return {"revision": hashlib.sha256(canonical.encode()).hexdigest()[:8], "models": routes}
+
+
+def _engine(engine: Mapping[str, Any], addresses: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    backends = [
+        {"name": backend["name"], "url": backend["url"], "weight": 1}
+        for deployment in engine["deployments"]
+        for backend in addresses[deployment]
+    ]
+    routed = {key: value for key, value in engine.items() if key != "deployments"}
+    return {**routed, "backends": backends}
+
+
+def local_addresses(
+    deployments: Sequence[Mapping[str, Any]], ports: Mapping[str, int]
+) -> dict[str, list[dict[str, str]]]:
+    """Per deployment its backends on platform local, from the port of each replica."""
+    return {
+        deployment["name"]: [
+            {"name": name, "url": f"http://127.0.0.1:{ports[name]}"} for name in deployment["instances"]
+        ]
+        for deployment in deployments
+    }
