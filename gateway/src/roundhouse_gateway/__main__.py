@@ -1,0 +1,50 @@
+"""The process: `python -m roundhouse_gateway`, or `roundhouse-gateway`.
+
+Exit codes: 0 stopped and all requests finished, 1 stopped and some were cut, or it can't listen, 2 the
+settings or the routing map can't be used.
+"""
+
+import os
+import sys
+
+import uvloop
+
+from roundhouse_gateway import logs
+from roundhouse_gateway.app import create_app
+from roundhouse_gateway.routing import MapError
+from roundhouse_gateway.server import listen, run
+from roundhouse_gateway.settings import SettingsError, from_environment
+
+
+def main() -> int:
+    """Run the gateway, and return its exit code."""
+    try:
+        settings = from_environment(os.environ)
+    except SettingsError as error:
+        return _refuse(error.problems, 2)
+    logs.configure(settings.log)
+    try:
+        app = create_app(settings)
+    except MapError as error:
+        return _refuse([f"The routing map {settings.routes} can't be used.", *error.problems], 2)
+    try:
+        sock = listen(settings.host, settings.port)
+    except OSError as error:
+        return _refuse(
+            [
+                f"Can't listen on {settings.host} port {settings.port}: {error.strerror or error}."
+                " Free it, or set ROUNDHOUSE_HOST and ROUNDHOUSE_PORT to another address."
+            ],
+            1,
+        )
+    return uvloop.run(run(app, sock))
+
+
+def _refuse(problems: list[str], code: int) -> int:
+    for problem in problems:
+        sys.stderr.write(f"roundhouse-gateway: {problem}\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

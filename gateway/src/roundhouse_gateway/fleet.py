@@ -1,0 +1,105 @@
+"""The backends of the live routing map: what stays, comes and goes when the map changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from roundhouse_gateway import routing
+from roundhouse_gateway.routing import Route, RoutingTable
+from roundhouse_gateway.upstream import Backend
+
+
+class Fleet:
+    """All backends, by route. Replacing the map keeps the counts and connections of backends that stay."""
+
+    def __init__(self) -> None:
+        self.table: RoutingTable = routing.EMPTY
+        self.leaving: list[Backend] = []
+        self._by_address: dict[tuple[str, str], Backend] = {}
+        self._by_route: dict[Route, list[Backend]] = {}
+
+    def backends_of(self, route: Route) -> list[Backend]:
+        """Return the backends of a route of the live map."""
+        return self._by_route[route]
+
+    def apply(self, table: RoutingTable) -> None:
+        """Make `table` the live map."""
+        known = self._by_address | {(b.name, b.url): b for b in self.leaving}
+        by_address: dict[tuple[str, str], Backend] = {}
+        by_route: dict[Route, list[Backend]] = {}
+        for route in table.routes:
+            backends = []
+            for address in route.backends:
+                key = (address.name, address.url)
+                backend = known.pop(key, None)
+                if backend is None:
+                    backend = Backend(route, address)
+                else:
+                    backend.removed = False
+                    backend.configure(route, address)
+                by_address[key] = backend
+                backends.append(backend)
+            by_route[route] = backends
+        for backend in known.values():
+            backend.removed = True
+            backend.close_idle()
+        self.leaving = [backend for backend in known.values() if backend.in_flight]
+        self.table, self._by_address, self._by_route = table, by_address, by_route
+
+    def sweep(self, before: float) -> None:
+        """Close connections idle since `before` (the loop's time), and forget backends that have left."""
+        for backend in self._by_address.values():
+            if backend.idle:
+                backend.close_idle(before)
+        if self.leaving:
+            self.leaving = [backend for backend in self.leaving if backend.in_flight]
+
+    def close(self) -> None:
+        """Close all idle connections."""
+        for backend in self._by_address.values():
+            backend.close_idle()
+
+    def is_ready(self, route: Route) -> bool:
+        """Tell whether a route has a backend that takes requests."""
+        return any(not backend.ejected and backend.weight for backend in self._by_route[route])
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return the models, engines and backends as /routes shows them, with those that are leaving."""
+        shown: dict[str, dict[str, Any]] = {}
+        for route in self.table.routes:
+            engine = _engine(shown, route.model, route.owned_by, default=route.default)
+            engine["backends"] += map(_described, self._by_route[route])
+        for model in self.table.models:
+            shown[model.model]["aliases"] = list(model.aliases)
+        for backend in self.leaving:
+            if backend.in_flight:
+                engine = _engine(shown, backend.model, backend.owned_by, default=False)
+                engine["backends"].append(_described(backend))
+        return list(shown.values())
+
+    def all(self) -> list[tuple[Route, list[Backend]]]:
+        """Return all routes of the live map with their backends."""
+        return list(self._by_route.items())
+
+
+def _engine(shown: dict[str, dict[str, Any]], model: str, owned_by: str, *, default: bool) -> dict[str, Any]:
+    """Return what is shown of one engine of a model, which is added if it is not there yet."""
+    engines: list[dict[str, Any]] = shown.setdefault(model, {"model": model, "aliases": [], "engines": []})[
+        "engines"
+    ]
+    for engine in engines:
+        if engine["owned_by"] == owned_by:
+            return engine
+    engines.append({"owned_by": owned_by, "default": default, "backends": []})
+    return engines[-1]
+
+
+def _described(backend: Backend) -> dict[str, Any]:
+    return {
+        "name": backend.name,
+        "url": backend.url,
+        "weight": backend.weight,
+        "state": backend.state,
+        "in_flight": backend.in_flight,
+        "last_error": backend.last_error,
+    }

@@ -1,0 +1,94 @@
+"""Heads of requests and answers as they are sent on. Pure: nothing here does I/O.
+
+A header that concerns one connection only (hop-by-hop) stays on that connection; what is left keeps its
+order and spelling.
+"""
+
+from collections.abc import Iterable
+from typing import TypeAlias
+
+Headers: TypeAlias = list[tuple[bytes, bytes]]
+
+_HOP_BY_HOP = frozenset(
+    (
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"http2-settings",
+    )
+)
+# Of the request: what the gateway writes itself, and the gateway's keys, which are none of the engine's
+# business.
+_NOT_TO_ENGINE = _HOP_BY_HOP | {
+    b"host",
+    b"content-length",
+    b"expect",
+    b"x-request-id",
+    b"authorization",
+    b"x-api-key",
+}
+# Sanic gets its requests without a body.
+_NOT_TO_SANIC = _HOP_BY_HOP | {b"content-length", b"expect", b"x-request-id"}
+_NOT_TO_CLIENT = _HOP_BY_HOP | {b"x-request-id", b"x-roundhouse-backend"}
+
+
+def for_engine(target: bytes, authority: bytes, headers: Headers, length: int, request_id: str) -> bytes:
+    """Return the head of a POST of `length` bytes to `target` (path and query) of an engine."""
+    lines = [b"POST %b HTTP/1.1\r\nHost: %b\r\n" % (target, authority)]
+    lines += _kept(headers, _NOT_TO_ENGINE)
+    lines.append(b"Content-Length: %d\r\nX-Request-Id: %b\r\n\r\n" % (length, request_id.encode()))
+    return b"".join(lines)
+
+
+def for_sanic(method: bytes, target: bytes, headers: Headers, request_id: str, *, close: bool) -> bytes:
+    """Return the head of a request without a body, for Sanic to answer."""
+    lines = [b"%b %b HTTP/1.1\r\n" % (method, target)]
+    lines += _kept(headers, _NOT_TO_SANIC)
+    lines.append(b"X-Request-Id: %b\r\n" % request_id.encode())
+    lines.append(b"Connection: close\r\n\r\n" if close else b"\r\n")
+    return b"".join(lines)
+
+
+def of_answer(
+    status: int, phrase: bytes, headers: Headers, own: Headers, *, without_length: bool = False
+) -> bytes:
+    """Return the head of an answer: `headers` of the engine, less what must not pass, and then our `own`."""
+    lines = [b"HTTP/1.1 %d %b\r\n" % (status, phrase)]
+    lines += _kept(headers, _NOT_TO_CLIENT | {b"content-length"} if without_length else _NOT_TO_CLIENT)
+    lines += [b"%b: %b\r\n" % header for header in own]
+    lines.append(b"\r\n")
+    return b"".join(lines)
+
+
+def value(headers: Headers, name: bytes) -> bytes:
+    """Return the value of the first header called `name` (in lower case), or nothing."""
+    for key, content in headers:
+        if key.lower() == name:
+            return content.strip()
+    return b""
+
+
+def request_id(headers: Headers) -> str | None:
+    """Return the client's request id if it can be used: at most 128 printable ASCII characters."""
+    text = value(headers, b"x-request-id").decode("latin-1")
+    return text if 0 < len(text) <= 128 and text.isascii() and text.isprintable() else None
+
+
+def _kept(headers: Headers, dropped: frozenset[bytes]) -> Iterable[bytes]:
+    nominated: list[bytes] = []
+    for key, content in headers:
+        if key.lower() == b"connection":
+            nominated += (token.strip().lower() for token in content.split(b","))
+    # A header named by Connection is hop-by-hop too. Content-Length can't be: it frames the message.
+    without = (
+        dropped.union(nominated) - {b"content-length"} | (dropped & {b"content-length"})
+        if nominated
+        else dropped
+    )
+    return [b"%b: %b\r\n" % header for header in headers if header[0].lower() not in without]

@@ -1,0 +1,159 @@
+"""Requests of a client, read from the bytes of its connection. Nothing here does I/O.
+
+httptools finds the parts of a request; what HTTP and the gateway's limits ask of them is checked here and
+in `request`. A request that is to be refused comes out like the others, with its `error` set, and ends
+the reading.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+
+import httptools
+
+from roundhouse_gateway import errors
+from roundhouse_gateway.errors import GatewayError
+from roundhouse_gateway.request import Request
+
+log = logging.getLogger(__name__)
+
+
+class RequestReader:
+    """Takes bytes, and puts requests into `waiting`, in the order they came. Sizes are in bytes.
+
+    `incoming` is the request of which a part has come; `ended` says that no more is read, because the
+    last request of the connection has been.
+    """
+
+    __slots__ = (
+        "_head_size",
+        "_max_body",
+        "_max_header",
+        "_parser",
+        "_queued",
+        "ended",
+        "incoming",
+        "waiting",
+    )
+
+    def __init__(self, max_header: int, max_body: int) -> None:
+        self._max_header = max_header
+        self._max_body = max_body
+        self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
+        self._head_size = 0
+        self._queued = False
+        self.incoming: Request | None = None
+        self.waiting: deque[Request] = deque()
+        self.ended = False
+
+    def feed(self, data: bytes) -> None:
+        """Take what the client sent."""
+        self._queued = False
+        self._parse(data)
+        incoming = self.incoming
+        # Of data that ended one request and began another, nobody knows how much is the head of the second.
+        if incoming is not None and not incoming.has_head and not self._queued:
+            self._head_size += len(data)
+            if self._head_size > self._max_header:
+                self.refuse(errors.headers_too_large(self._max_header))
+
+    def refuse(self, error: GatewayError) -> None:
+        """Let the request that is being read, or else the connection as such, be answered with an error."""
+        if self.ended:
+            return
+        request = self.incoming or Request()
+        if not request.id:
+            request.name()
+        request.error = error
+        self._queue(request)
+
+    def end(self) -> None:
+        """Read no more, and forget what was not read completely."""
+        self.ended = True
+        self.incoming = None
+
+    def close(self) -> None:
+        """Forget everything. The parser refers to this reader, which would keep both in memory."""
+        self.end()
+        self.waiting.clear()
+        self._parser = None
+
+    def _parse(self, data: bytes) -> None:
+        parser = self._parser
+        if parser is None or self.ended:
+            return
+        try:
+            parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            # The client offers another protocol. The offer is not taken, and HTTP goes on behind the request.
+            self._parser = httptools.HttpRequestParser(self)
+            self._parse(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            if error.__context__ is not None:
+                log.exception("request not read")
+            self.refuse(errors.bad_request(str(error)))
+
+    def _queue(self, request: Request) -> None:
+        """Let a request that has been read, as far as it is going to be, wait for its turn."""
+        self.incoming = None
+        self._queued = True
+        self.waiting.append(request)
+        if request.error is not None or not request.keep_alive:
+            self.ended = True
+
+    # Callbacks of httptools
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        if not self.ended:
+            self.incoming = Request()
+            self._head_size = 0
+
+    def on_url(self, url: bytes) -> None:
+        """Take a piece of the target."""
+        if self.incoming is not None:
+            self.incoming.target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; those after the body (trailers) only count."""
+        incoming = self.incoming
+        if incoming is None:
+            return
+        if incoming.has_head:
+            self._head_size += len(name) + len(value) + 4
+            if self._head_size > self._max_header:
+                incoming.error = errors.headers_too_large(self._max_header)
+        else:
+            incoming.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Check the head."""
+        request, parser = self.incoming, self._parser
+        if request is None or parser is None:
+            return
+        self._head_size = 0
+        request.read_head(
+            parser.get_method(),
+            parser.get_http_version(),
+            keep_alive=parser.should_keep_alive(),
+            max_header=self._max_header,
+            max_body=self._max_body,
+        )
+        if request.error is not None:
+            self._queue(request)
+
+    def on_body(self, piece: bytes) -> None:
+        """Take a piece of the body."""
+        request = self.incoming
+        if request is not None:
+            request.add(piece, self._max_body)
+            if request.error is not None:
+                self._queue(request)
+
+    def on_message_complete(self) -> None:
+        """Take the request as complete."""
+        request = self.incoming
+        if request is not None:
+            request.complete()
+            self._queue(request)

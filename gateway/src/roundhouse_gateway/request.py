@@ -1,0 +1,109 @@
+"""One request of a client, as far as it has been read."""
+
+import os
+
+from roundhouse_gateway import errors, heads
+from roundhouse_gateway.errors import GatewayError
+from roundhouse_gateway.heads import Headers
+
+
+class Request:
+    """A request. `target` is what stands in the request line, `path` what decides where it goes.
+
+    `error` is set if the request is to be refused for what was read of it so far.
+    """
+
+    __slots__ = (
+        "_parts",
+        "_size",
+        "body",
+        "error",
+        "expects",
+        "has_head",
+        "headers",
+        "http10",
+        "id",
+        "keep_alive",
+        "method",
+        "path",
+        "target",
+    )
+
+    def __init__(self) -> None:
+        self.method = b""
+        self.target = b""
+        self.path = b""
+        self.headers: Headers = []
+        self.id = ""
+        self.http10 = False
+        self.keep_alive = False
+        self.expects = False
+        self.has_head = False
+        self.body = b""
+        self.error: GatewayError | None = None
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def read_head(
+        self, method: bytes, version: str, *, keep_alive: bool, max_header: int, max_body: int
+    ) -> None:
+        """Take the head as complete, and check it."""
+        self.has_head = True
+        self.method = method
+        self.http10 = version == "1.0"
+        self.keep_alive = keep_alive
+        self.name()
+        if not self.target.startswith(b"/"):
+            # The absolute form, which proxies get, means the same.
+            _, _, authority_and_path = self.target.partition(b"://")
+            _, slash, path = authority_and_path.partition(b"/")
+            self.target = slash + path or self.target
+        self.path = self.target.partition(b"?")[0]
+        self.error = self._check(version, max_header, max_body)
+
+    def name(self) -> None:
+        """Give the request its id: the client's if that can be used, else a new one."""
+        self.id = heads.request_id(self.headers) or os.urandom(16).hex()
+
+    def add(self, piece: bytes, max_body: int) -> None:
+        """Take a piece of the body."""
+        self._size += len(piece)
+        if self._size > max_body:
+            self.error = errors.request_too_large(max_body)
+            self._parts = []
+        else:
+            self._parts.append(piece)
+
+    def complete(self) -> None:
+        """Take the body as complete."""
+        parts, self._parts = self._parts, []
+        self.body = parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _check(self, version: str, max_header: int, max_body: int) -> GatewayError | None:
+        hosts = length = 0
+        size = len(self.target)
+        coding = b""
+        for name, value in self.headers:
+            size += len(name) + len(value) + 4
+            match name.lower():
+                case b"host":
+                    hosts += 1
+                case b"content-length":
+                    length = int(value)
+                case b"transfer-encoding":
+                    coding = value.strip().lower()
+                case b"expect":
+                    self.expects = value.strip().lower() == b"100-continue" and not self.http10
+        if version not in ("1.0", "1.1"):
+            return errors.bad_request(f"its version is HTTP/{version}, and only 1.1 and 1.0 are spoken here")
+        if size > max_header:
+            return errors.headers_too_large(max_header)
+        if hosts > 1 or (hosts == 0 and not self.http10):
+            return errors.bad_request("it must have one Host header")
+        if coding and (coding != b"chunked" or self.http10):
+            return errors.bad_request("only HTTP/1.1 has a Transfer-Encoding, and it must be just 'chunked'")
+        if self.method == b"CONNECT":
+            return errors.bad_request("this is no proxy, so it does not CONNECT")
+        if length > max_body:
+            return errors.request_too_large(max_body)
+        return None

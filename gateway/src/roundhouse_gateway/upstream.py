@@ -1,0 +1,384 @@
+"""Data plane, the engines' side: backends with their connections, and one connection to an engine.
+
+A connection parses what the engine answers with httptools and hands it to the exchange which it serves at
+the time. Nothing here is a coroutine: connections are opened by the exchange and end up in the pool of
+their backend, from which the one that was used last is taken first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Collection, Sequence
+from math import ceil
+from typing import TYPE_CHECKING, cast
+from urllib.parse import urlsplit
+
+import httptools
+
+from roundhouse_gateway import errors
+from roundhouse_gateway.answer import NotHTTPError
+from roundhouse_gateway.heads import Headers
+from roundhouse_gateway.logs import fields
+
+if TYPE_CHECKING:
+    from roundhouse_gateway.exchange import Exchange
+    from roundhouse_gateway.inference import Piece
+    from roundhouse_gateway.routing import Backend as Address
+    from roundhouse_gateway.routing import Route
+
+log = logging.getLogger(__name__)
+
+# Seconds after which a connection that nobody uses is closed. Engines on uvicorn close theirs after 5 s; to
+# be first spares most requests the retry.
+IDLE_EXPIRY = 4.0
+
+# Failures in a row after which a backend gets no new requests.
+_PATIENCE = 3
+
+# Bodies up to this size are joined with their head: one buffer is written with less work than two.
+_JOINED = 16_384
+
+_CHUNK_HEAD = re.compile(rb"([0-9A-Fa-f]{1,7})\r\n")
+# A chunk must have that many bytes to be passed on unparsed, so that the end of a stream can be seen in the
+# last.
+SHORTEST_CHUNK = 16
+
+
+class Backend:
+    """One address behind a route: what is known of its state, its counts, and its idle connections."""
+
+    __slots__ = (
+        "authority",
+        "ejected",
+        "failures",
+        "host",
+        "idle",
+        "in_flight",
+        "last_error",
+        "max_in_flight",
+        "model",
+        "name",
+        "owned_by",
+        "port",
+        "removed",
+        "timeouts",
+        "url",
+        "weight",
+    )
+
+    def __init__(self, route: Route, address: Address) -> None:
+        parts = urlsplit(address.url)
+        self.name = address.name
+        self.url = address.url
+        self.host = parts.hostname or ""
+        self.port = parts.port or 80
+        self.authority = parts.netloc.encode()
+        self.idle: list[EngineConnection] = []
+        self.in_flight = 0
+        self.failures = 0
+        self.ejected = False
+        self.removed = False
+        self.last_error: str | None = None
+        self.configure(route, address)
+
+    def configure(self, route: Route, address: Address) -> None:
+        """Take what the routing map says of this backend now."""
+        self.model = route.model
+        self.owned_by = route.owned_by
+        self.weight = address.weight
+        self.max_in_flight = route.max_in_flight
+        self.timeouts = route.timeouts
+
+    @property
+    def state(self) -> str:
+        """Return what /routes tells of this backend."""
+        if self.removed:
+            return "draining"
+        return "ejected" if self.ejected else "healthy"
+
+    def succeeded(self) -> None:
+        """Note that the backend answered a request. An ejected one comes back by probe only."""
+        if not self.ejected:
+            self.failures = 0
+
+    def failed(self, why: str) -> None:
+        """Note that the backend did not answer a request or a probe."""
+        self.failures += 1
+        self.last_error = why
+        if self.failures >= _PATIENCE and not (self.ejected or self.removed):
+            self.ejected = True
+            log.warning("backend ejected", extra=fields(backend=self.name, error=why))
+
+    def probed(self, error: str | None) -> None:
+        """Note the outcome of a probe: an error, or None for a good answer."""
+        if error is not None:
+            self.failed(error)
+            return
+        self.failures = 0
+        if self.ejected:
+            self.ejected = False
+            log.info("backend returned", extra=fields(backend=self.name))
+
+    def take_idle(self) -> EngineConnection | None:
+        """Return the connection that was used last, if there is one."""
+        while self.idle:
+            connection = self.idle.pop()
+            if connection.is_usable():
+                return connection
+        return None
+
+    def close_idle(self, before: float | None = None) -> None:
+        """Close the idle connections, or those which have been idle since `before` (the loop's time)."""
+        for connection in [c for c in self.idle if before is None or c.idle_since < before]:
+            self.idle.remove(connection)
+            connection.close()
+
+
+def choose(route: Route, backends: Sequence[Backend], tried: Collection[Backend]) -> Backend | None:
+    """Return the backend for a new request, or None if all that could take it have been tried.
+
+    It is the one with the fewest requests in flight for its weight; among equals the first, and the
+    caller moves a chosen one behind the others. Raises GatewayError: engine_unavailable or engine_busy,
+    if nothing was tried.
+    """
+    best: Backend | None = None
+    least = 0.0
+    full = False
+    for backend in backends:
+        if backend.ejected or not backend.weight or backend in tried:
+            continue
+        if backend.in_flight >= backend.max_in_flight:
+            full = True
+            continue
+        load = (backend.in_flight + 1) / backend.weight
+        if best is None or load < least:
+            best, least = backend, load
+    if best is None and not tried:
+        if full:
+            raise errors.engine_busy(route.model, route.owned_by, route.max_in_flight)
+        raise errors.engine_unavailable(route.model, route.owned_by, ceil(route.health.interval))
+    return best
+
+
+class EngineConnection(asyncio.Protocol):
+    """One connection to an engine. It serves one exchange at a time, and is pooled in between."""
+
+    __slots__ = (
+        "_complete",
+        "_exchange",
+        "_headers",
+        "_informational",
+        "_keep_alive",
+        "_parser",
+        "_phrase",
+        "_reading",
+        "_until_eof",
+        "_whole_chunks",
+        "answered",
+        "backend",
+        "idle_since",
+        "reused",
+        "transport",
+    )
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.transport: asyncio.Transport | None = None
+        self.reused = False
+        self.answered = False
+        self.idle_since = 0.0
+        self._exchange: Exchange | None = None
+        self._parser: httptools.HttpResponseParser | None = None
+        self._reading = True
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forget the last answer."""
+        self._headers: Headers = []
+        self._phrase = b""
+        self._informational = False
+        self._until_eof = False
+        self._complete = False
+        self._keep_alive = False
+        # True while the parser is between two chunks of an answer that may be passed on unparsed.
+        self._whole_chunks = False
+
+    def is_usable(self) -> bool:
+        """Tell whether a request can be sent, as far as is known."""
+        return self.transport is not None and not self.transport.is_closing()
+
+    def send(self, exchange: Exchange, head: bytes, body: list[Piece], length: int) -> None:
+        """Send a request of `length` bytes of body; what is answered goes to `exchange`."""
+        self._exchange = exchange
+        self.answered = False
+        self._begin()
+        transport = cast("asyncio.Transport", self.transport)
+        if length <= _JOINED:
+            transport.write(b"".join((head, *body)))
+        else:
+            transport.writelines((head, *body))
+
+    def release(self) -> None:
+        """Part from the exchange: back into the pool if the engine lets us, else closed."""
+        self._exchange = None
+        transport = self.transport
+        if transport is None:
+            return
+        if (
+            self._complete
+            and self._keep_alive
+            and not self.backend.removed
+            and not transport.is_closing()
+            and transport.get_write_buffer_size() == 0
+        ):
+            self.resume_answer()
+            self.reused = True
+            self.idle_since = asyncio.get_running_loop().time()
+            self.backend.idle.append(self)
+        else:
+            self.close()
+
+    def close(self) -> None:
+        """Close the connection now; what is not sent yet is of no use to anybody."""
+        self._exchange = None
+        if self.transport is not None:
+            self.transport.abort()
+
+    def pause_answer(self) -> None:
+        """Take nothing more from the engine for the time being."""
+        if self._reading and self.transport is not None and not self.transport.is_closing():
+            self._reading = False
+            self.transport.pause_reading()
+
+    def resume_answer(self) -> None:
+        """Take from the engine again."""
+        if not self._reading and self.transport is not None and not self.transport.is_closing():
+            self._reading = True
+            self.transport.resume_reading()
+
+    # Callbacks of the event loop
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        self.transport = cast("asyncio.Transport", transport)
+        # With no room in the buffer, resume_writing tells when a request that had to wait is all sent.
+        self.transport.set_write_buffer_limits(high=0)
+        self._parser = httptools.HttpResponseParser(self)
+
+    def resume_writing(self) -> None:
+        """Note that the request is all sent."""
+        if self._exchange is not None:
+            self._exchange.request_sent()
+
+    def data_received(self, data: bytes) -> None:
+        """Pass on a piece of the answer."""
+        exchange = self._exchange
+        if exchange is None or self._parser is None:
+            # Nobody asked for this.
+            self.close()
+            return
+        self.answered = True
+        if self._whole_chunks and are_whole_chunks(data):
+            exchange.pass_on(data)
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._keep_alive = False
+            exchange.garbled("switched to another protocol")
+            return
+        except httptools.HttpParserError as error:
+            self._keep_alive = False
+            cause = error.__context__
+            if cause is not None and not isinstance(cause, NotHTTPError):
+                log.exception("answer not passed on")
+            if not self._complete:
+                exchange.garbled(f"did not answer in HTTP ({cause or error})")
+                return
+        if self._whole_chunks and not data.endswith(b"\r\n"):
+            self._whole_chunks = False
+        if self._complete:
+            exchange.complete()
+        else:
+            exchange.flush()
+
+    def eof_received(self) -> None:
+        """Note that the engine sends no more, which ends an answer without a length."""
+        if self._until_eof and self._exchange is not None:
+            self._complete = True
+            self._exchange.complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End."""
+        self.transport = None
+        self._parser = None
+        exchange, self._exchange = self._exchange, None
+        if self in self.backend.idle:
+            self.backend.idle.remove(self)
+        if exchange is not None:
+            exchange.connection_lost(exc)
+
+    # Callbacks of httptools
+
+    def on_status(self, phrase: bytes) -> None:
+        """Note the reason phrase."""
+        self._phrase += phrase
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Note a header; those after the body (trailers) are dropped, as HTTP allows."""
+        self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Pass on the head."""
+        if self._complete or self._exchange is None or self._parser is None:
+            return
+        status = self._parser.get_status_code()
+        if status < 200:
+            self._informational = True
+            return
+        headers, self._headers = self._headers, []
+        answer = self._exchange.answer_head(status, self._phrase, headers)
+        self._until_eof = answer.until_eof
+        self._whole_chunks = answer.takes_whole_chunks
+
+    def on_chunk_header(self) -> None:
+        """Note that the parser is inside a chunk."""
+        self._whole_chunks = False
+
+    def on_body(self, piece: bytes) -> None:
+        """Pass on a piece of the body."""
+        if not self._complete and self._exchange is not None:
+            self._exchange.answer_body(piece)
+
+    def on_chunk_complete(self) -> None:
+        """Note that the parser is between two chunks."""
+        if self._exchange is not None and self._exchange.answer is not None:
+            self._whole_chunks = self._exchange.answer.takes_whole_chunks
+
+    def on_message_complete(self) -> None:
+        """Note the end of the answer."""
+        if self._informational:
+            self._begin()
+            return
+        self._complete = True
+        self._whole_chunks = False
+        self._keep_alive = self._parser is not None and self._parser.should_keep_alive()
+
+
+def are_whole_chunks(data: bytes) -> bool:
+    """Tell whether `data` is one or more whole chunks, none of them the last, and none very short.
+
+    Such data leaves a parser which is between two chunks where it is, so it can pass without being parsed.
+    """
+    position, end = 0, len(data)
+    while position < end:
+        head = _CHUNK_HEAD.match(data, position)
+        if head is None:
+            return False
+        size = int(head[1], 16)
+        position = head.end() + size + 2
+        if size < SHORTEST_CHUNK or position > end or data[position - 2 : position] != b"\r\n":
+            return False
+    return True
