@@ -10,6 +10,7 @@ from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.resolve imp
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.routes import (
     local_addresses,
     routing_map,
+    smoke_questions,
 )
 
 
@@ -23,4 +24,5 @@ class FilterModule:
             "fill_command": fill,
             "routing_map": routing_map,
             "local_addresses": local_addresses,
+            "smoke_questions": smoke_questions,
         }

@@ -43,7 +43,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.roundhouse.llm.plugins.module_utils import job, processes, supervisor
+from ansible_collections.roundhouse.llm.plugins.module_utils import job, local_http, processes, supervisor
 
 
 def look(home: supervisor.Home) -> dict[str, Any]:
@@ -65,9 +65,21 @@ def look(home: supervisor.Home) -> dict[str, Any]:
                 "uptime": info["now"] - info["start"] if running else None,
                 "memory": processes.group_memory(info["pid"]) if running else None,
                 "log": str(home.log(name)),
+                "note": note(spec) if running else None,
             }
         )
     return {"changed": False, "up": up, "programs": programs}
+
+
+def note(spec: supervisor.Program) -> str | None:
+    """Of the gateway: the revision of the map that it serves."""
+    if spec.labels.get("kind") != "gateway":
+        return None
+    try:
+        routes = local_http.get_json(f"http://{spec.labels['host']}:{spec.labels['port']}/routes", timeout=5)
+    except OSError as error:
+        return str(error)
+    return f"revision {routes.get('revision')}"
 
 
 def main() -> None:

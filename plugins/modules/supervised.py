@@ -96,17 +96,14 @@ seconds:
   returned: when it was started
 """
 
-import json
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.roundhouse.llm.plugins.module_utils import job, processes, supervisor
+from ansible_collections.roundhouse.llm.plugins.module_utils import job, local_http, processes, supervisor
 
 _LOG_LINES = 20
 
@@ -121,21 +118,13 @@ class Ready:
 
     def missing(self) -> str | None:
         """What is still missing; None if it is ready."""
-        # A proxy of the user's is for the world outside, not for the program next door.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with opener.open(self.url, timeout=25) as answer:
-                body = answer.read()
-        except urllib.error.HTTPError as error:
-            return f"{self.url} answers {error.code}"
+            if not self.json:
+                local_http.get(self.url, timeout=25)
+                return None
+            found = local_http.get_json(self.url, timeout=25)
         except OSError as error:
-            return f"{self.url} does not answer ({getattr(error, 'reason', error)})"
-        if not self.json:
-            return None
-        try:
-            found = json.loads(body)
-        except ValueError:
-            return f"{self.url} answers no JSON"
+            return f"{self.url} {error}"
         wrong = {key: found.get(key) for key, value in self.json.items() if found.get(key) != value}
         if wrong:
             note = f"; it says: {found['last_error']}" if found.get("last_error") else ""

@@ -24,6 +24,7 @@ def resolve(stacks: Any, stack: str, platform: str, engines: Any) -> dict[str, A
     """
     problems = Problems()
     table = read_engines(engines, problems)
+    broken = {str(name) for name in engines} - set(table) if shape.is_mapping(engines) else set()
     entries = _entries(stacks, stack, problems)
     if platform not in RUNS:
         problems.add(f"there is no platform '{platform}'{did_you_mean(platform, RUNS)}")
@@ -31,7 +32,7 @@ def resolve(stacks: Any, stack: str, platform: str, engines: Any) -> dict[str, A
     deployments: list[dict[str, Any]] = []
     for index, given in enumerate(entries):
         # An engine whose definition is broken is already a problem of its own.
-        if shape.is_mapping(given) and given.get("engine") in (engines or {}) and given["engine"] not in table:
+        if shape.is_mapping(given) and str(given.get("engine")) in broken:
             continue
         place = problems.at(_place(stack, index, given))
         entry = read_deployment(given, platform, table, place)

@@ -46,3 +46,20 @@ def local_addresses(
         ]
         for deployment in deployments
     }
+
+
+def smoke_questions(
+    models: Sequence[Mapping[str, Any]], deployments: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Per (model, engine) pair what a smoke test must know to ask it and to judge who answered."""
+    by_name = {deployment["name"]: deployment for deployment in deployments}
+    return [
+        {
+            "model": model["model"],
+            "owned_by": engine["owned_by"],
+            "task": by_name[engine["deployments"][0]]["task"],
+            "backends": [name for d in engine["deployments"] for name in by_name[d]["instances"]],
+        }
+        for model in models
+        for engine in model["engines"]
+    ]

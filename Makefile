@@ -1,0 +1,57 @@
+# Two commands are all that is needed: make multi-models, make test. Both set up .venv first.
+# ARGS goes to ansible-playbook: make multi-models ARGS="-e roundhouse_gateway_port=8081"
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+# The first of these that is new enough; if none is, tools/environment.py says so.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+    $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && exit; done; echo python3)
+
+VENV := .venv/bin
+PLAYBOOK = PATH="$(CURDIR)/$(VENV):$$PATH" $(VENV)/ansible-playbook
+TEST_REQUIREMENTS := requirements.txt gateway/requirements.txt requirements-test.txt
+
+.PHONY: help controller test-tools multi-models multi-engines serve status stop test lint unit package molecule
+
+help: ## Show this
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
+
+controller:
+	@$(PYTHON) tools/environment.py requirements.txt
+
+test-tools:
+	@$(PYTHON) tools/environment.py $(TEST_REQUIREMENTS)
+
+multi-models: controller ## Serve several models behind one endpoint
+	@$(PLAYBOOK) playbooks/multi-models.yml $(ARGS)
+
+multi-engines: controller ## Serve one model on several engines behind one endpoint
+	@$(PLAYBOOK) playbooks/multi-engines.yml $(ARGS)
+
+serve: controller ## Serve any stack: make serve STACK=NAME
+	@$(PLAYBOOK) playbooks/serve.yml -e roundhouse_stack=$(or $(STACK),multi-models) $(ARGS)
+
+status: controller ## Show what runs; fails if something that should run does not
+	@$(PLAYBOOK) playbooks/status.yml $(ARGS)
+
+stop: controller ## Stop everything; downloads and logs stay
+	@$(PLAYBOOK) playbooks/stop.yml $(ARGS)
+
+test: lint unit package molecule ## Lint, type, test: all of it
+
+lint: test-tools ## Check style and types
+	@$(VENV)/ruff check .
+	@$(VENV)/ruff format --check .
+	@$(VENV)/mypy
+	@$(VENV)/yamllint --strict .
+	@PATH="$(CURDIR)/$(VENV):$$PATH" $(VENV)/ansible-lint --offline --strict
+
+unit: test-tools ## Run the Python tests
+	@$(VENV)/python -m pytest
+
+package: test-tools ## Build the collection, as Galaxy gets it
+	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && $(VENV)/ansible-galaxy collection build --output-path "$$out" .
+
+molecule: test-tools ## Converge real stacks and ask them
+	@PATH="$(CURDIR)/$(VENV):$$PATH" $(VENV)/molecule test --all

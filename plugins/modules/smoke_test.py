@@ -1,0 +1,100 @@
+#!/usr/bin/python
+"""Module smoke_test: a real question for every engine, through the gateway."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: smoke_test
+short_description: Ask every (model, engine) pair a question through the gateway
+version_added: 0.1.0
+author: Roundhouse maintainers (@roundhouse)
+description:
+  - Asks each pair once not streamed and once streamed, and checks that the right engine answered, and to the end.
+options:
+  url:
+    description: The gateway's address, without a path.
+    type: str
+    required: true
+  questions:
+    description: Per pair its model, owned_by, task (chat, completion, embedding) and the names of its backends.
+    type: list
+    elements: dict
+    required: true
+  timeout:
+    description: Seconds that an answer may stay silent.
+    type: float
+    default: 300
+  job:
+    description: Set by the action plugin.
+    type: path
+attributes:
+  check_mode:
+    description: Asks nothing.
+    support: none
+"""
+
+EXAMPLES = r"""
+- name: Ask
+  roundhouse.llm.smoke_test:
+    url: http://127.0.0.1:8080
+    questions:
+      - {model: google/gemma-3-270m, owned_by: llamacpp, task: completion, backends: [gemma-3-270m]}
+"""
+
+RETURN = r"""
+rows:
+  description: Per pair what came back.
+  type: list
+  elements: dict
+  returned: always
+problems:
+  description: What was wrong, one sentence each.
+  type: list
+  elements: str
+  returned: always
+"""
+
+import http.client
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.roundhouse.llm.plugins.module_utils import job, questions
+
+
+def main() -> None:
+    """Read the arguments, ask, tell Ansible."""
+    module = AnsibleModule(
+        argument_spec={
+            "url": {"type": "str", "required": True},
+            "questions": {"type": "list", "elements": "dict", "required": True},
+            "timeout": {"type": "float", "default": 300},
+            "job": {"type": "path"},
+        },
+        supports_check_mode=False,
+    )
+    given = module.params
+
+    def work(progress: job.Progress) -> dict[str, Any]:
+        rows, problems = [], []
+        for question in given["questions"]:
+            row = {"model": question["model"], "engine": question["owned_by"]}
+            for stream in (False, True) if question["task"] != "embedding" else (False,):
+                how = "streamed" if stream else "whole"
+                progress.say(f"asking {question['model']} on {question['owned_by']}, {how}")
+                try:
+                    answer = questions.ask(given["url"], question, stream=stream, timeout=given["timeout"])
+                except (OSError, http.client.HTTPException, ValueError) as error:
+                    wrong = f"did not come: {error}"
+                else:
+                    row = questions.row(question, answer)
+                    wrong = questions.examine(question, answer)
+                if wrong:
+                    problems.append(f"{row['model']} on {row['engine']}: the {how} answer {wrong}.")
+            rows.append(row)
+        return {"changed": False, "rows": rows, "problems": problems}
+
+    module.exit_json(**job.run(work, given["job"]))
+
+
+if __name__ == "__main__":
+    main()
