@@ -13,18 +13,25 @@ OLDEST = (3, 11)
 FOLDER = ".venv"
 
 
+TOO_OLD = """Roundhouse needs Python 3.11 or newer, and %s is %d.%d.
+Install one, or name it: make PYTHON=/path/to/python3.12"""
+
+NO_VENV = """This Python can't make virtual environments: install its venv package
+(Debian, Ubuntu: apt install python3-venv), then run the same command again."""
+
+INCOMPLETE = """The environment is not complete. Check the network, or where pip looks (pip config list),
+then run the same command again."""
+
+
 def main(requirements):
     """Install the requirements files into .venv, unless this was done."""
     if sys.version_info < OLDEST:
-        sys.exit(
-            "Roundhouse needs Python 3.11 or newer, and %s is %d.%d. Install one, or name it: make PYTHON=/path/to/python3.12"
-            % ((sys.executable,) + sys.version_info[:2])
-        )
+        sys.exit(TOO_OLD % ((sys.executable,) + sys.version_info[:2]))
     digest = hashlib.sha256(("%s %s" % (sys.base_prefix, sys.version)).encode())
     for name in requirements:
         with open(name, "rb") as file:
             digest.update(file.read())
-    mark = os.path.join(FOLDER, "made-of-" + "-".join(os.path.basename(n) for n in requirements).replace("/", "-"))
+    mark = os.path.join(FOLDER, "made-of-" + "-".join(name.replace("/", "-") for name in requirements))
     python = os.path.join(FOLDER, "bin", "python")
     with open(FOLDER + ".lock", "w") as lock:
         # Two makes at once: the second waits, then finds the work done.
@@ -33,12 +40,12 @@ def main(requirements):
             with open(mark) as file:
                 if file.read() == digest.hexdigest():
                     return
-        print("Setting up %s from %s (a minute or two, once) ..." % (FOLDER, ", ".join(requirements)), flush=True)
-        run([sys.executable, "-m", "venv", FOLDER], "This Python can't make virtual environments: install its venv package (Debian, Ubuntu: apt install python3-venv).")
+        print("Setting up %s from %s (a minute or two, once)" % (FOLDER, ", ".join(requirements)), flush=True)
+        run([sys.executable, "-m", "venv", FOLDER], NO_VENV)
         command = [python, "-m", "pip", "--disable-pip-version-check", "--quiet", "--retries", "2", "install"]
         for name in requirements:
             command += ["--requirement", name]
-        run(command, "The environment is not complete. Check the network, or where pip looks (pip config list), then run the same command again.")
+        run(command, INCOMPLETE)
         with open(mark, "w") as file:
             file.write(digest.hexdigest())
 

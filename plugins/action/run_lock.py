@@ -32,11 +32,7 @@ class ActionModule(ActionBase):
         answer = self._execute_module("roundhouse.llm.run_lock", arguments, task_vars=task_vars)
         holder = answer.get("holder")
         # Only the holder's own machine can tell whether the holder is still alive.
-        if (
-            holder
-            and holder["controller"] == controller
-            and boot_time_of(holder["pid"]) != holder["started"]
-        ):
+        if holder and holder["controller"] == controller and boot_time_of(holder["pid"]) != holder["started"]:
             arguments["take_from"] = holder
             answer = self._execute_module("roundhouse.llm.run_lock", arguments, task_vars=task_vars)
             holder = answer.get("holder")

@@ -61,14 +61,18 @@ def explain(text: str, repository: str, revision: str, file: str | None, *, has_
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     last = lines[-1][:300] if lines else "it printed nothing"
     rules: Mapping[str, str] = {
-        r"No space left on device": f"No space left on the disk while downloading {repository}: {REMEDY_FULL_DISK}",
+        r"No space left on device": (
+            f"No space left on the disk while downloading {repository}: {REMEDY_FULL_DISK}"
+        ),
         r"[Gg]ated|awaiting a review|403": (
             f"{repository} is gated, and "
             + ("this HF_TOKEN has no access to it" if has_token else "HF_TOKEN is not set")
             + f": accept its terms at {page}, then run again with HF_TOKEN set to a token of that account."
         ),
         r"Revision|[Rr]evision .*not found": f"{repository} has no revision '{revision}': see {page}/tree/main.",
-        r"EntryNotFound|Entry Not Found|not found in repo": f"{repository} has no file '{file}': see {page}/tree/{revision}.",
+        r"EntryNotFound|Entry Not Found|not found in repo": (
+            f"{repository} has no file '{file}': see {page}/tree/{revision}."
+        ),
         r"RepositoryNotFound|Repository [Nn]ot [Ff]ound|404|401": (
             f"There is no repository {repository} at the hub, or it is private: check the name at {page}, "
             "and set HF_TOKEN if it is yours."

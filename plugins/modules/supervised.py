@@ -169,7 +169,9 @@ def await_ready(
         waited = time.monotonic() - begun
         if died or waited > ready.timeout:
             daemon.stop(name, progress)
-            what = "died while it started" if died else f"was not ready within {ready.timeout:.0f} s ({missing})"
+            what = (
+                "died while it started" if died else f"was not ready within {ready.timeout:.0f} s ({missing})"
+            )
             lines = log.last(_LOG_LINES)
             tail = "\n".join(f"  {line}" for line in lines) or "  (it printed nothing)"
             raise job.JobError(

@@ -71,10 +71,10 @@ def place(cache: Path, source: dict[str, Any]) -> Path:
     if source["source"] == "path":
         return Path(source["path"]).expanduser()
     if source["source"] == "pypi":
-        return cache / "pypi" / source["sha256"].lower()[:16] / source["file"]
+        return cache / "pypi" / str(source["sha256"]).lower()[:16] / str(source["file"])
     repository = f"{source['hf'].replace('/', '--')}@{source['revision'].replace('/', '--')}"
     folder = cache / "hf" / (repository if not source.get("file") else f"{repository}--file")
-    return folder / source["file"] if source.get("file") else folder
+    return folder / str(source["file"]) if source.get("file") else folder
 
 
 def main() -> None:
@@ -97,7 +97,9 @@ def main() -> None:
         path = place(Path(given["cache"]), source)
         if source["source"] == "path":
             if not path.exists():
-                raise job.JobError(f"There are no weights at {path} on this host: correct 'path' of the weights.")
+                raise job.JobError(
+                    f"There are no weights at {path} on this host: correct 'path' of the weights."
+                )
             return {"changed": False, "path": str(path)}
         # Repositories are folders that fill up: a mark beside them says that they are whole.
         mark = path.with_name(f"{path.name}.whole") if source["source"] == "hf" else path
@@ -117,7 +119,9 @@ def main() -> None:
             return
         file = source.get("file")
         folder = path if not file else path.parents[len(Path(file).parts) - 1]
-        hub.fetch(Path(given["hub"]), source["hf"], source["revision"], file, folder, given["token"], progress)
+        hub.fetch(
+            Path(given["hub"]), source["hf"], source["revision"], file, folder, given["token"], progress
+        )
         if source.get("sha256"):
             try:
                 checksums.verify(path.name, source["sha256"], checksums.sha256(path), source["hf"])

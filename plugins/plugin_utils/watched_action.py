@@ -47,7 +47,8 @@ class WatchedAction(ActionBase):
         host = task_vars.get("inventory_hostname", "")
         quoted = shlex.quote(job)
         look = (
-            f"cd {quoted} && touch seen && cat progress 2>/dev/null; printf '\\036'; cat {quoted}/result 2>/dev/null; true"
+            f"cd {quoted} && touch seen && cat progress 2>/dev/null; printf '\\036'; "
+            f"cat {quoted}/result 2>/dev/null; true"
         )
         begun = shown = time.monotonic()
         pause = 0.05
@@ -58,7 +59,9 @@ class WatchedAction(ActionBase):
                 result: dict[str, Any] = json.loads(text)
                 return result
             if answer.get("rc"):
-                raise AnsibleActionFail(f"Lost sight of the work on {host}: {answer.get('stderr', '').strip()}")
+                raise AnsibleActionFail(
+                    f"Lost sight of the work on {host}: {answer.get('stderr', '').strip()}"
+                )
             now = time.monotonic()
             if now - shown >= SHOW and words.strip():
                 shown = now

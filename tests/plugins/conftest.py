@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 def engines() -> dict[str, Any]:
     """The engine table as the collection ships it."""
     table: dict[str, Any] = {}
-    for file in sorted((ROOT / "roles/catalog/vars/engines").glob("*.yml")):
+    for file in sorted((ROOT / "roles/catalog/files/engines").glob("*.yml")):
         table |= yaml.safe_load(file.read_text())
     return table
 

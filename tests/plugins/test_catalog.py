@@ -71,13 +71,19 @@ WRONG_ENTRIES = {
         "llamacpp loads gguf, and 'org/Smol' is safetensors: name a GGUF file, "
         "e.g. weights: {hf: owner/name-GGUF, file: NAME.gguf}.",
     ),
-    "format of the default weights": (small(weights=None), "llamacpp loads gguf, and 'org/Smol' is safetensors"),
+    "format of the default weights": (
+        small(weights=None),
+        "llamacpp loads gguf, and 'org/Smol' is safetensors",
+    ),
     "two sources": (
         small(weights={"hf": "a/b", "path": "/x.gguf"}),
         "'weights' needs exactly one of hf, path and pypi; it has hf and path.",
     ),
     "no source": (small(weights={"file": "x.gguf"}), "needs exactly one of hf, path and pypi; it has none."),
-    "weights as text": (small(weights="a/b"), "'weights' must be a mapping such as {hf: owner/name}, not 'a/b'."),
+    "weights as text": (
+        small(weights="a/b"),
+        "'weights' must be a mapping such as {hf: owner/name}, not 'a/b'.",
+    ),
     "no pin": (
         small(weights={"pypi": ["smol>=1"], "file": "smol.gguf", "sha256": SHA}),
         "(smol), weights: 'pypi' must be a list of packages pinned with '==' (name==1.2.3), not ['smol>=1'].",
@@ -98,7 +104,10 @@ WRONG_ENTRIES = {
     "replicas": (small(replicas=0), "'replicas' must be a number from 1, not 0."),
     "boolean as a number": (small(replicas=True), "'replicas' must be a number from 1, not True."),
     "args as text": (small(args="--x"), "'args' must be a list of command line words, not '--x'."),
-    "no mapping": ("smol", "stack s, deployment 1: must be a mapping of name, model, engine, default, aliases"),
+    "no mapping": (
+        "smol",
+        "stack s, deployment 1: must be a mapping of name, model, engine, default, aliases",
+    ),
 }
 
 
@@ -212,7 +221,9 @@ class TestGpuMemory:
         [problem] = problems([big(name="a", gpu_memory=0.5), big(name="b", model="org/B")], engines, "k3d")
         assert "(b): 'gpu_memory' is missing, and the GPU is shared with a" in problem
 
-    @given(shares=st.lists(st.integers(1, 950), min_size=1, max_size=6), free=st.lists(st.booleans(), min_size=6))
+    @given(
+        shares=st.lists(st.integers(1, 950), min_size=1, max_size=6), free=st.lists(st.booleans(), min_size=6)
+    )
     def test_never_more_than_was_given(self, shares: list[int], free: list[bool], engines: Any) -> None:
         entries = [
             big(
@@ -275,7 +286,13 @@ class TestEngineTable:
 
 def test_fill_leaves_other_braces_alone() -> None:
     words = ["{python}", '{"a": 1}', "{unknown}", 4, "x{port}y"]
-    assert fill(words, {"python": "/p {port}", "port": 1}) == ["/p {port}", '{"a": 1}', "{unknown}", "4", "x1y"]
+    assert fill(words, {"python": "/p {port}", "port": 1}) == [
+        "/p {port}",
+        '{"a": 1}',
+        "{unknown}",
+        "4",
+        "x1y",
+    ]
 
 
 class TestRoutes:
@@ -289,7 +306,11 @@ class TestRoutes:
         [model] = routes["models"]
         assert (model["model"], model["aliases"]) == ("org/Smol", ["tiny"])
         [engine] = model["engines"]
-        assert (engine["owned_by"], engine["default"], engine["served_model"]) == ("llamacpp", True, "org/Smol")
+        assert (engine["owned_by"], engine["default"], engine["served_model"]) == (
+            "llamacpp",
+            True,
+            "org/Smol",
+        )
         assert engine["backends"] == [
             {"name": "smol-0", "url": "http://127.0.0.1:1", "weight": 1},
             {"name": "smol-1", "url": "http://127.0.0.1:2", "weight": 1},
@@ -308,14 +329,24 @@ class TestRoutes:
 
     def test_every_pair_is_asked(self, found: dict[str, Any]) -> None:
         assert smoke_questions(found["models"], found["deployments"]) == [
-            {"model": "org/Smol", "owned_by": "llamacpp", "task": "chat", "backends": ["smol-0", "smol-1", "b"]}
+            {
+                "model": "org/Smol",
+                "owned_by": "llamacpp",
+                "task": "chat",
+                "backends": ["smol-0", "smol-1", "b"],
+            }
         ]
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-                        st.sampled_from(["name", "model", "engine", "weights", "args", "aliases", "x"]), inner, max_size=4),
-                    max_leaves=20))  # fmt: skip
+KEYS = st.sampled_from(["name", "model", "engine", "weights", "args", "aliases", "x"])
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(ANYTHING)
 def test_anything_at_all_gives_sentences_and_no_traceback(engines: Any, anything: Any) -> None:
     for result in (
         resolve(anything, "s", "local", engines),

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def routing_map(models: Sequence[Mapping[str, Any]], addresses: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+def routing_map(
+    models: Sequence[Mapping[str, Any]], addresses: Mapping[str, Sequence[Any]]
+) -> dict[str, Any]:
     """The routing map of the catalog's `models`.
 
     `addresses` gives, per deployment, its backends as `{name, url}`. The revision is the hash of the rest:

@@ -22,7 +22,7 @@ def main(file: str) -> None:
     environment |= {"ROUNDHOUSE_HOME": str(path.parents[2]), "ROUNDHOUSE_PROGRAM": program["name"]}
     command = program["command"]
     try:
-        os.execvpe(command[0], command, environment)
+        os.execvpe(command[0], command, environment)  # noqa: S606 - no shell is the point
     except OSError as error:
         sys.exit(f"{program['name']} can't be started: {command[0]}: {error.strerror}")
 
