@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,11 +111,16 @@ def port_holder(port: int) -> str:
             if fields[3] == _LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
                 inodes.add(f"socket:[{fields[9]}]")
     for folder in _PROC.glob("[0-9]*"):
-        try:
-            held = {str(link.readlink()) for link in (folder / "fd").iterdir()}
-        except OSError:
-            continue
-        if held & inodes:
+        if inodes.intersection(_open_files(folder)):
             command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
             return f"process {folder.name} ({command[:120]})"
     return "a process of another user"
+
+
+def _open_files(process: Path) -> Iterator[str]:
+    try:
+        for link in (process / "fd").iterdir():
+            with suppress(FileNotFoundError):  # closed meanwhile
+                yield str(link.readlink())
+    except OSError:
+        return  # another user's, or gone meanwhile
