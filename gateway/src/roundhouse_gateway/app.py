@@ -104,6 +104,8 @@ def _config() -> Config:
     config = Config(env_prefix=None)
     config.ACCESS_LOG = False
     config.MOTD = False
+    # Sanic would rewrite its own methods for speed, which can be done only once in a process.
+    config.TOUCHUP = False
     return config
 
 

@@ -30,6 +30,7 @@ class RequestReader:
         "_head_size",
         "_max_body",
         "_max_header",
+        "_offer",
         "_parser",
         "_queued",
         "ended",
@@ -43,6 +44,8 @@ class RequestReader:
         self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
         self._head_size = 0
         self._queued = False
+        # A request that offers to go on in another protocol.
+        self._offer: Request | None = None
         self.incoming: Request | None = None
         self.waiting: deque[Request] = deque()
         self.ended = False
@@ -80,19 +83,24 @@ class RequestReader:
         self._parser = None
 
     def _parse(self, data: bytes) -> None:
-        parser = self._parser
-        if parser is None or self.ended:
-            return
-        try:
-            parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            # The client offers another protocol. The offer is not taken, and HTTP goes on behind the request.
+        while self._parser is not None and not self.ended:
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                data = data[upgrade.args[0] :]
+            except httptools.HttpParserError as error:
+                if isinstance(error, httptools.HttpParserCallbackError):
+                    log.exception("request not read")
+                self.refuse(errors.bad_request(str(error)))
+                return
+            else:
+                return
+            # The client offers another protocol, and the parser left out the body for that. The offer is not
+            # taken: a new parser gets the head again, without the offer.
             self._parser = httptools.HttpRequestParser(self)
-            self._parse(data[upgrade.args[0] :])
-        except httptools.HttpParserError as error:
-            if error.__context__ is not None:
-                log.exception("request not read")
-            self.refuse(errors.bad_request(str(error)))
+            if self._offer is not None:
+                data = self._offer.head_without_upgrade() + data
+                self._offer = None
 
     def _queue(self, request: Request) -> None:
         """Let a request that has been read, as far as it is going to be, wait for its turn."""
@@ -142,6 +150,8 @@ class RequestReader:
         )
         if request.error is not None:
             self._queue(request)
+        elif parser.should_upgrade():
+            self.incoming, self._offer = None, request
 
     def on_body(self, piece: bytes) -> None:
         """Take a piece of the body."""

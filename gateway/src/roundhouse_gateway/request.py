@@ -61,6 +61,17 @@ class Request:
         self.path = self.target.partition(b"?")[0]
         self.error = self._check(version, max_header, max_body)
 
+    def head_without_upgrade(self) -> bytes:
+        """Return the head once more, without the offer to go on in another protocol."""
+        lines = [b"%b %b HTTP/1.%d" % (self.method, self.target, not self.http10)]
+        for name, value in self.headers:
+            if name.lower() == b"connection":
+                tokens = [token for token in value.split(b",") if token.strip().lower() != b"upgrade"]
+                lines.append(b"%b: %b" % (name, b",".join(tokens)))
+            elif name.lower() != b"upgrade":
+                lines.append(b"%b: %b" % (name, value))
+        return b"\r\n".join([*lines, b"", b""])
+
     def name(self) -> None:
         """Give the request its id: the client's if that can be used, else a new one."""
         self.id = heads.request_id(self.headers) or os.urandom(16).hex()

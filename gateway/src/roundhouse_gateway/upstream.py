@@ -322,6 +322,11 @@ class EngineConnection(asyncio.Protocol):
 
     # Callbacks of httptools
 
+    def on_message_begin(self) -> None:
+        """Note an answer that nobody asked for: who knows what the next one would be an answer to."""
+        if self._complete:
+            self._keep_alive = False
+
     def on_status(self, phrase: bytes) -> None:
         """Note the reason phrase."""
         self._phrase += phrase
@@ -359,6 +364,8 @@ class EngineConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Note the end of the answer."""
+        if self._complete:
+            return
         if self._informational:
             self._begin()
             return
