@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import signal
-import subprocess
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ansible_collections.roundhouse.llm.plugins.module_utils.job import REMEDY_FULL_DISK, JobError, Progress
-from ansible_collections.roundhouse.llm.plugins.module_utils.pip import folder_size, megabytes
+from ansible_collections.roundhouse.llm.plugins.module_utils import child
+from ansible_collections.roundhouse.llm.plugins.module_utils.job import JobError, Progress
 
 #: Duplicates of the weights in formats that none of the engines loads.
 EXCLUDED = ("original/*", "onnx/*", "*.onnx", "*.pth", "*.h5", "*.msgpack", "*.gguf")
@@ -36,34 +33,24 @@ def fetch(
     if token:
         environment["HF_TOKEN"] = token
     target.mkdir(parents=True, exist_ok=True)
-    log = target / ".download.log"
-    with log.open("wb") as output:
-        child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-            env=environment, start_new_session=True,
-        )  # fmt: skip
-    try:
-        while child.poll() is None:
-            progress.say(f"downloading {repository} ({megabytes(folder_size(target))} so far)")
-            time.sleep(0.5)
-    except BaseException:
-        os.killpg(child.pid, signal.SIGKILL)
-        raise
-    text = log.read_text(encoding="utf-8", errors="replace")
-    log.unlink()
-    if child.returncode:
-        raise JobError(explain(text, repository, revision, file, has_token=bool(token)))
+
+    def watch(_: list[str]) -> None:
+        progress.say(f"downloading {repository} ({child.megabytes(child.folder_size(target))} so far)")
+
+    status, lines = child.run(command, environment, watch)
+    if status:
+        sentence = explain(lines, repository, revision, file, has_token=bool(token))
+        raise JobError(child.full_disk(lines, target) or sentence)
 
 
-def explain(text: str, repository: str, revision: str, file: str | None, *, has_token: bool) -> str:
+def explain(
+    lines: Sequence[str], repository: str, revision: str, file: str | None, *, has_token: bool
+) -> str:
     """Why the hub's client failed, and what to do, from what it printed."""
     page = f"https://huggingface.co/{repository}"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    text = "\n".join(lines)
     last = lines[-1][:300] if lines else "it printed nothing"
     rules: Mapping[str, str] = {
-        r"No space left on device": (
-            f"No space left on the disk while downloading {repository}: {REMEDY_FULL_DISK}"
-        ),
         r"[Gg]ated|awaiting a review|403": (
             f"{repository} is gated, and "
             + ("this HF_TOKEN has no access to it" if has_token else "HF_TOKEN is not set")

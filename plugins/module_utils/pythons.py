@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from ansible_collections.roundhouse.llm.plugins.module_utils import child
 from ansible_collections.roundhouse.llm.plugins.module_utils.job import JobError, Progress, write_whole
 from ansible_collections.roundhouse.llm.plugins.module_utils.locks import locked
 from ansible_collections.roundhouse.llm.plugins.module_utils.pip import run_pip
@@ -94,7 +95,9 @@ def _make_venv(folder: Path) -> None:
     )
     if made.returncode:
         output = (made.stdout + made.stderr).strip()
-        if "ensurepip" in output:
+        if full := child.full_disk([output], folder.parent):
+            raise JobError(full)
+        if "ensurepip is not available" in output or "No module named" in output:
             version = f"{sys.version_info.major}.{sys.version_info.minor}"
             raise JobError(
                 f"This Python can't make virtual environments: install its venv package "

@@ -9,7 +9,6 @@ import shlex
 import socket
 import time
 import xmlrpc.client
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -205,8 +204,3 @@ class Supervisord:
     def forget(self, name: str) -> None:
         """Remove a stopped program."""
         self.call("removeProcessGroup", name)
-
-
-def ports(specs: Mapping[str, Program]) -> dict[str, int]:
-    """The port of each program that has one."""
-    return {name: spec.labels["port"] for name, spec in specs.items() if spec.labels.get("port")}

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from ansible_collections.roundhouse.llm.plugins.module_utils.checksums import verify
+from ansible_collections.roundhouse.llm.plugins.module_utils.child import megabytes
 from ansible_collections.roundhouse.llm.plugins.module_utils.job import JobError, Progress
-from ansible_collections.roundhouse.llm.plugins.module_utils.pip import megabytes, run_pip
+from ansible_collections.roundhouse.llm.plugins.module_utils.pip import run_pip
 
 _BLOCK = 1 << 20
 

@@ -103,7 +103,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.roundhouse.llm.plugins.module_utils import job, local_http, processes, supervisor
+from ansible_collections.roundhouse.llm.plugins.module_utils import job, local_http, ports, supervisor
 
 _LOG_LINES = 20
 
@@ -184,26 +184,6 @@ def await_ready(
         time.sleep(min(0.5, 0.05 + waited / 20))
 
 
-def refuse_taken_port(program: supervisor.Program) -> None:
-    """Raises JobError if another process listens where the program will."""
-    port = program.labels.get("port")
-    host = program.labels.get("host", "127.0.0.1")
-    if not port:
-        return
-    try:
-        free = processes.is_free(host, int(port))
-    except OSError as error:
-        raise job.JobError(
-            f"{program.name} can't listen on {host}:{port}: {error.strerror or error}. "
-            "Choose an address of this machine."
-        ) from error
-    if not free:
-        raise job.JobError(
-            f"{program.name} needs port {port} on {host}, and {processes.port_holder(int(port))} holds it: "
-            f"stop that process, or choose another port ({program.labels.get('port_setting', 'port')})."
-        )
-
-
 def difference(old: supervisor.Program | None, new: supervisor.Program) -> dict[str, str]:
     """Ansible's diff of two descriptions; of the environment only the names."""
 
@@ -264,6 +244,8 @@ def main() -> None:
             result["diff"] = difference(old, program)
         if module.check_mode:
             return result
+        if not running or ports.address(old) != ports.address(program):
+            ports.refuse_taken(program)
         if not same:
             supervisor.write_program(home, program, given["python"])
         log = Log(home.log(program.name))
@@ -271,7 +253,6 @@ def main() -> None:
         daemon.take_in(program.name, progress)
         info = daemon.process(program.name)
         if info is None or info["statename"] not in supervisor.RUNNING:
-            refuse_taken_port(program)
             daemon.call("startProcess", program.name, False)
             result["changed"] = True
         if given["ready"]:

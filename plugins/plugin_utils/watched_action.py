@@ -15,6 +15,9 @@ from ansible.utils.display import Display
 SHOW = 5.0
 LOOK = 1.0
 
+#: Characters of progress that are shown: one line of a terminal.
+_WIDTH = 100
+
 _SEPARATOR = "\x1e"
 
 
@@ -65,6 +68,6 @@ class WatchedAction(ActionBase):
             now = time.monotonic()
             if now - shown >= SHOW and words.strip():
                 shown = now
-                Display().display(f"  {host} | {now - begun:4.0f} s | {words.strip()}")
+                Display().display(f"  {host} | {now - begun:4.0f} s | {words.strip()[:_WIDTH]}")
             time.sleep(pause)
             pause = min(LOOK, pause * 2)

@@ -17,6 +17,7 @@ from typing import ClassVar
 import pytest
 from ansible_collections.roundhouse.llm.plugins.action.python_env import archive
 from ansible_collections.roundhouse.llm.plugins.module_utils import (
+    child,
     hub,
     job,
     locks,
@@ -240,12 +241,33 @@ class TestPipSays:
                  "ERROR: No matching distribution found for x==9"],
                 "No package index answers (No matching distribution found for x==9). Check the network",
             ),
-            (["ERROR: Could not install: [Errno 28] No space left on device"], "No space left on the disk"),
             (["ERROR: something else"], "pip failed: something else"),
         ],
     )  # fmt: skip
     def test_why_and_what_to_do(self, output: list[str], sentence: str) -> None:
-        assert pip.explain(output, Path("/cache/scratch")).startswith(sentence)
+        assert pip.explain(output).startswith(sentence)
+
+
+class TestChild:
+    def test_words_survive_and_whatever_stops_watching_ends_it(self) -> None:
+        status, lines = child.run(["sh", "-c", "echo one; echo two >&2; exit 3"], os.environ, lambda _: None)
+        assert (status, lines) == (3, ["one", "two"])
+        started = []
+
+        def interrupt(lines: list[str]) -> None:
+            if lines:
+                started.append(int(lines[0]))
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            child.run(["sh", "-c", "echo $$; exec sleep 600"], os.environ, interrupt)
+        with pytest.raises(ProcessLookupError):
+            os.kill(started[0], 0)
+
+    def test_full_disk(self, tmp_path: Path) -> None:
+        lines = ["OSError: [Errno 28] No space left on device"]
+        assert (child.full_disk(lines, tmp_path) or "").startswith(f"No space left on the disk of {tmp_path}")
+        assert child.full_disk(["else"], tmp_path) is None
 
 
 class TestHubSays:
@@ -265,7 +287,7 @@ class TestHubSays:
         ],
     )
     def test_why_and_what_to_do(self, output: str, has_token: bool, sentence: str) -> None:
-        assert hub.explain(output, "a/b", "r", "f", has_token=has_token).startswith(sentence)
+        assert hub.explain([output], "a/b", "r", "f", has_token=has_token).startswith(sentence)
 
 
 class TestQuestions:

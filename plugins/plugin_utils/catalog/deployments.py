@@ -8,7 +8,7 @@ from typing import Any
 
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog import shape
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.engines import RUNS, can_run
-from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.problems import Problems, did_you_mean
+from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.problems import Problems, or_known
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.shape import Key
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.weights import check_format, read_weights
 
@@ -59,7 +59,7 @@ def read_deployment(
     weights = read_weights(entry["weights"], entry["model"], problems)
     engine = engines.get(entry["engine"])
     if engine is None:
-        problems.add(f"there is no engine '{entry['engine']}'{did_you_mean(entry['engine'], engines)}")
+        problems.add(f"there is no engine '{entry['engine']}'{or_known(entry['engine'], engines)}")
         return None
     if not can_run(engine, platform):
         able = ", ".join(sorted(name for name, e in engines.items() if can_run(e, platform))) or "none"

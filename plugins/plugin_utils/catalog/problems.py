@@ -8,12 +8,16 @@ from difflib import get_close_matches
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the closest known word, else the list of known words."""
+    """`; did you mean 'x'?` for the closest known word, else a full stop."""
+    close = get_close_matches(word.lower(), sorted(known), n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else "."
+
+
+def or_known(word: str, known: Iterable[str]) -> str:
+    """As `did_you_mean`, with the list of known words where none is close."""
     words = sorted(known)
-    close = get_close_matches(word.lower(), words, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean '{close[0]}'?"
-    return f"; known are: {', '.join(words)}." if words else "."
+    guess = did_you_mean(word, words)
+    return guess if guess != "." or not words else f"; known are: {', '.join(words)}."
 
 
 @dataclass(frozen=True)

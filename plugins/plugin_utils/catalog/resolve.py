@@ -13,7 +13,11 @@ from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.deployments
 )
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.engines import RUNS, read_engines
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.gpu import share_out
-from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.problems import Problems, did_you_mean
+from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.problems import (
+    Problems,
+    did_you_mean,
+    or_known,
+)
 
 
 def resolve(stacks: Any, stack: str, platform: str, engines: Any) -> dict[str, Any]:
@@ -27,7 +31,7 @@ def resolve(stacks: Any, stack: str, platform: str, engines: Any) -> dict[str, A
     broken = {str(name) for name in engines} - set(table) if shape.is_mapping(engines) else set()
     entries = _entries(stacks, stack, problems)
     if platform not in RUNS:
-        problems.add(f"there is no platform '{platform}'{did_you_mean(platform, RUNS)}")
+        problems.add(f"there is no platform '{platform}'{or_known(platform, RUNS)}")
         return {"problems": problems.sentences}
     deployments: list[dict[str, Any]] = []
     for index, given in enumerate(entries):
@@ -57,9 +61,9 @@ def _entries(stacks: Any, stack: str, problems: Problems) -> Sequence[Any]:
         problems.add("there are no stacks: write some into roundhouse_stacks.")
         return []
     if stack not in stacks:
+        names = [str(name) for name in stacks]
         problems.add(
-            f"there is no stack '{stack}'{did_you_mean(stack, map(str, stacks))} "
-            f"The stacks are: {', '.join(map(str, stacks))}."
+            f"there is no stack '{stack}'{did_you_mean(stack, names)} The stacks are: {', '.join(names)}."
         )
         return []
     entries = stacks[stack]

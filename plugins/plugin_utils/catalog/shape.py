@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.problems import Problems, did_you_mean
+from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.problems import Problems, or_known
 
 Check = Callable[[Any], bool]
 
@@ -85,7 +85,7 @@ def read(value: Any, keys: Mapping[str, Key], problems: Problems) -> dict[str, A
         problems.add(f"must be a mapping of {', '.join(keys)}, not {describe(value)}.")
         return None
     for unknown in [key for key in value if key not in keys]:
-        problems.add(f"unknown key '{unknown}'{did_you_mean(str(unknown), keys)}")
+        problems.add(f"unknown key '{unknown}'{or_known(str(unknown), keys)}")
     result = {}
     for name, key in keys.items():
         given = value.get(name)
