@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from ansible_collections.roundhouse.llm.plugins.module_utils.checksums import sha256
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.deployments import fill
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.resolve import resolve
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.routes import (
@@ -20,6 +22,7 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """The filters, by the name that playbooks use."""
         return {
+            "file_checksum": lambda path: sha256(Path(path)),
             "resolve_catalog": resolve,
             "fill_command": fill,
             "routing_map": routing_map,

@@ -7,6 +7,7 @@ folder until the result is there (see plugin_utils/watched_action.py). Without a
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -96,9 +97,9 @@ def run(work: Work, folder: str | None) -> dict[str, Any]:
 def explain_os_error(error: OSError) -> str:
     """One sentence for the errors that a user can mend."""
     where = f" {error.filename}" if error.filename else ""
-    if isinstance(error, PermissionError):
-        return f"No permission for{where}: choose a folder that you may write to (roundhouse_home)."
-    if error.errno == 28:  # ENOSPC
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"No permission to write{where}: choose a folder that you may write to (roundhouse_home)."
+    if error.errno == errno.ENOSPC:
         return f"No space left on the disk for{where}: {REMEDY_FULL_DISK}"
     return f"{error.strerror or error}{':' if where else ''}{where}"
 

@@ -58,6 +58,7 @@ RUN_KEYS: Mapping[str, Mapping[str, Key]] = {
     "process": {
         "command": Key("a list of command line words", shape.is_words, required=True),
         "env": Key("a mapping of environment variables", shape.is_scalars, default={}),
+        "requirements": Key("exact pins, as in a requirements file", shape.is_text, default=""),
     },
     "container": {
         "image": Key("an image with its tag", shape.is_text, required=True),

@@ -24,7 +24,8 @@ def resolve(stacks: Any, stack: str, platform: str, engines: Any) -> dict[str, A
     """The catalog of one stack on one platform.
 
     Returns `problems` (sentences; empty if all is well), and if it is empty also `stack`, `platform`,
-    `deployments` (in start order) and `models` (what the routing map is made of).
+    `deployments` (in start order), `engines` (what each of them needs installed) and `models` (what the routing
+    map is made of).
     """
     problems = Problems()
     table = read_engines(engines, problems)
@@ -52,6 +53,12 @@ def resolve(stacks: Any, stack: str, platform: str, engines: Any) -> dict[str, A
         "stack": stack,
         "platform": platform,
         "deployments": [_deployment(entry, table[entry["engine"]], platform) for entry in deployments],
+        "engines": {
+            entry["engine"]: {
+                "requirements": table[entry["engine"]]["runs"][RUNS[platform]].get("requirements")
+            }
+            for entry in deployments
+        },
         "models": models,
     }
 
