@@ -11,8 +11,8 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-#: Seconds between two lines of progress, and between two looks.
-SHOW = 5.0
+#: Seconds after which the next look shows a line (so there is one at least every 5 s), and between two looks.
+SHOW = 4.0
 LOOK = 1.0
 
 #: Characters of progress that are shown: one line of a terminal.
@@ -25,7 +25,7 @@ class WatchedAction(ActionBase):
     """Runs the module of its own name in the background and shows its progress live."""
 
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The module's result. A line is shown when the words change kind and at least every SHOW seconds."""
+        """The module's result. A line is shown when the words change kind and at least every 5 seconds."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         task_vars = task_vars or {}
         arguments = dict(self._task.args)
