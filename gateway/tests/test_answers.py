@@ -51,6 +51,24 @@ async def test_any_cutting_of_an_answer(client: Client, engine: FakeEngine, size
         assert got.body == b"".join(events)
 
 
+async def test_chunk_that_looks_like_another(client: Client, engine: FakeEngine) -> None:
+    # Cut within the size of its second chunk, the rest of this stream starts with what looks like a whole chunk.
+    inner = b"x" * 16 + b"\r\n" + b"y" * 254
+    first, second, third = chunk(event("a")) + b"1", b"10\r\n" + inner[:18], inner[18:] + b"\r\n" + END
+    assert first + second + third == chunk(event("a")) + chunk(inner) + END
+
+    async def script(turn: Turn) -> None:
+        await turn.send(STREAM_HEAD, first)
+        await asyncio.sleep(0.02)
+        await turn.send(second)
+        await asyncio.sleep(0.02)
+        await turn.send(third)
+
+    engine.script = script
+    got = await client.ask(STREAM)
+    assert (got.body, got.complete) == (event("a") + inner, True)
+
+
 async def test_stream_passes_unbuffered(client: Client, engine: FakeEngine) -> None:
     received = asyncio.Event()
 
@@ -498,6 +516,31 @@ async def test_engine_that_never_takes_the_request(start_gateway: StartGateway) 
     roundhouse = await start_gateway(document)
     got = await (await roundhouse.connect()).ask(post(b'{"model":"tiny","x":"' + b"x" * 20_000_000 + b'"}'))
     assert (got.status, got.code) == (504, "engine_timeout")
+    stopped.set()
+    server.close()
+
+
+async def test_engine_that_answers_before_it_has_the_request(start_gateway: StartGateway) -> None:
+    connections = 0
+
+    async def hasty(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        line = await reader.readuntil(b"\r\n")
+        connections += line.startswith(b"POST")
+        writer.write(answer(CHAT))
+        await stopped.wait()
+        writer.transport.abort()
+
+    stopped = asyncio.Event()
+    server = await asyncio.start_server(hasty, "127.0.0.1", 0)
+    fake = FakeEngine()
+    fake.port = server.sockets[0].getsockname()[1]
+    roundhouse = await start_gateway(simple_map(fake))
+    client = await roundhouse.connect()
+    # The second request would be stuck behind the rest of the first.
+    assert (await client.ask(post(b'{"model":"tiny","x":"' + b"x" * 20_000_000 + b'"}'))).json == CHAT
+    assert (await client.ask(ASK)).json == CHAT
+    assert connections == 2
     stopped.set()
     server.close()
 

@@ -47,6 +47,20 @@ async def test_write_in_place(roundhouse: Roundhouse, engine: FakeEngine) -> Non
     await until(lambda: roundhouse.gateway.fleet.table.revision == "2")
 
 
+async def test_half_written_file_is_not_loaded(
+    start_gateway: StartGateway, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roundhouse_gateway.gateway._LOOK_INTERVAL", 3600)
+    roundhouse = await start_gateway(simple_map(engine))
+    for document in ({"revision": "2", "models": []}, simple_map(engine, revision="2")):
+        roundhouse.path.write_text(json.dumps(document))
+        roundhouse.gateway._look()
+        assert roundhouse.gateway.fleet.table.revision == "1"
+    roundhouse.gateway._look()
+    assert roundhouse.gateway.fleet.table.revision == "2"
+    assert len(roundhouse.gateway.fleet.table.models) == 1
+
+
 async def test_bad_map_is_refused(
     roundhouse: Roundhouse, engine: FakeEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
