@@ -10,7 +10,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 
 VENV := .venv/bin
 PLAYBOOK = PATH="$(CURDIR)/$(VENV):$$PATH" $(VENV)/ansible-playbook
-TEST_REQUIREMENTS := requirements.txt gateway/requirements.txt requirements-test.txt
+TEST_REQUIREMENTS := requirements.txt gateway/requirements.txt requirements-test.txt \
+    roles/engines/files/hub/requirements.txt
 
 .PHONY: help controller test-tools multi-models multi-engines serve status stop test lint unit package molecule
 

@@ -10,6 +10,9 @@ from pathlib import Path
 from ansible_collections.roundhouse.llm.plugins.module_utils import child
 from ansible_collections.roundhouse.llm.plugins.module_utils.job import JobError, Progress
 
+#: What the client says when it takes an old folder for a download that it could not make.
+_GAVE_UP = "Returning existing local_dir"
+
 #: Duplicates of the weights in formats that none of the engines loads.
 EXCLUDED = ("original/*", "onnx/*", "*.onnx", "*.pth", "*.h5", "*.msgpack", "*.gguf")
 
@@ -38,7 +41,9 @@ def fetch(
         progress.say(f"downloading {repository} ({child.megabytes(child.folder_size(target))} so far)")
 
     status, lines = child.run(command, environment, watch)
-    if status:
+    # A folder that exists is as good as a download to the client if the hub refuses or is away: it warns and
+    # exits with 0. What is in the folder may be half of an interrupted run, so to us that is a failure.
+    if status or any(_GAVE_UP in line for line in lines):
         sentence = explain(lines, repository, revision, file, has_token=bool(token))
         raise JobError(child.full_disk(lines, target) or sentence)
 
@@ -51,22 +56,20 @@ def explain(
     text = "\n".join(lines)
     last = lines[-1][:300] if lines else "it printed nothing"
     rules: Mapping[str, str] = {
-        r"[Gg]ated|awaiting a review|403": (
+        r"access gated repo|requires approval|awaiting a review": (
             f"{repository} is gated, and "
             + ("this HF_TOKEN has no access to it" if has_token else "HF_TOKEN is not set")
             + f": accept its terms at {page}, then run again with HF_TOKEN set to a token of that account."
         ),
-        r"Revision|[Rr]evision .*not found": f"{repository} has no revision '{revision}': see {page}/tree/main.",
-        r"EntryNotFound|Entry Not Found|not found in repo": (
-            f"{repository} has no file '{file}': see {page}/tree/{revision}."
-        ),
-        r"RepositoryNotFound|Repository [Nn]ot [Ff]ound|404|401": (
-            f"There is no repository {repository} at the hub, or it is private: check the name at {page}, "
-            "and set HF_TOKEN if it is yours."
-        ),
-        r"[Cc]onnect|[Tt]imed? ?out|resolve|[Nn]etwork|[Oo]ffline": (
+        r"Revision not found": f"{repository} has no revision '{revision}': see {page}/tree/main.",
+        r"(File|Entry) not found": f"{repository} has no file '{file}': see {page}/tree/{revision}.",
+        r"Local entry not found|[Cc]onnect|[Tt]imed? ?out|[Oo]ffline": (
             f"The hub can't be reached ({last}). Check the network or proxy (HF_ENDPOINT names a mirror), "
             "or fetch the weights elsewhere and use weights: {path: /folder}."
+        ),
+        r"[Nn]ot [Ff]ound|Unauthorized|Forbidden": (
+            f"There is no repository {repository} at the hub, or it is private: check the name at {page}, "
+            "and set HF_TOKEN if it is yours."
         ),
     }
     for pattern, sentence in rules.items():

@@ -66,7 +66,7 @@ def make(wanted: Environment, name: str, progress: Progress) -> None:
     with locked(wanted.folder, progress):
         if wanted.is_whole:
             return
-        shutil.rmtree(wanted.folder, ignore_errors=True)
+        shutil.rmtree(wanted.folder, ignore_errors=True)  # mostly there is none
         progress.say(f"making the Python environment of {name}")
         _make_venv(wanted.folder)
         scratch = wanted.folder / "scratch"

@@ -182,6 +182,11 @@ class Supervisord:
         """What supervisord knows of one program; None if it does not know it."""
         return self.processes().get(name)
 
+    def is_running(self, name: str) -> bool:
+        """Whether a program runs, or is about to; it does not if supervisord itself is down."""
+        info = self.process(name) if self.is_up() else None
+        return info is not None and info["statename"] in RUNNING
+
     def take_in(self, name: str, progress: Progress) -> None:
         """Let supervisord know a program as it is on disk; stops it if it changed."""
         [[added, changed, _removed]] = self.call("reloadConfig")

