@@ -84,6 +84,13 @@ def group_memory(group: int) -> int:
     return pages * _PAGE
 
 
+def memory() -> tuple[int, int]:
+    """Bytes of memory that a new process could take without swapping, and bytes in all."""
+    lines = (_PROC / "meminfo").read_text().splitlines()
+    sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+    return sizes["MemAvailable"], sizes["MemTotal"]
+
+
 def is_free(host: str, port: int) -> bool:
     """Whether a server could listen there now. Raises OSError for an address that is none of this machine's."""
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

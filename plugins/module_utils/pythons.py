@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +61,23 @@ def check_python() -> None:
         )
 
 
-def make(wanted: Environment, name: str, progress: Progress) -> None:
+def check_scarce(
+    python: str, name: str, pins: Sequence[str], extra_index: Sequence[str], scratch: Path, progress: Progress
+) -> None:
+    """Raises JobError if a pin that not every index has can't be had, before anything else is downloaded."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    arguments = ["install", "--dry-run", "--ignore-installed", "--no-deps", *extra_index, *pins]
+    try:
+        run_pip(python, arguments, scratch, progress, lambda *_: f"looking for {', '.join(pins)}")
+    except JobError as error:
+        raise JobError(
+            f"{name} needs {', '.join(pins)}, which can't be had here ({error}) Name an index that has it, e.g. "
+            "PyTorch's own for the CPU: -e roundhouse_torch_index=https://download.pytorch.org/whl/cpu, or put the "
+            "wheel into a folder and set PIP_FIND_LINKS to it. Nothing was downloaded."
+        ) from error
+
+
+def make(wanted: Environment, name: str, extra_index: Sequence[str], progress: Progress) -> None:
     """Make the environment if it is not whole. Raises JobError."""
     wanted.folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(wanted.folder, progress):
@@ -79,7 +96,9 @@ def make(wanted: Environment, name: str, progress: Progress) -> None:
             return f"installing {name} ({size} so far): {line}"
 
         cache = ["--cache-dir", str(wanted.folder.parent / "pip")]
-        run_pip(python, ["install", *cache, "--requirement", str(pins)], scratch, progress, words)
+        # Exact pins are the whole of it: what they need is among them.
+        options = ["--no-deps", *extra_index]
+        run_pip(python, ["install", *cache, *options, "--requirement", str(pins)], scratch, progress, words)
         if wanted.project is not None:
             source = scratch / "project"
             shutil.unpack_archive(wanted.project, source)

@@ -30,6 +30,22 @@ options:
       - Folder of a Python project on the controller, installed after the pins, without its dependencies.
       - The pins must hold what builds it.
     type: path
+  scarce:
+    description: Pins that not every index has. They are looked for before anything is downloaded.
+    type: list
+    elements: str
+    default: []
+  python:
+    description: Interpreter with pip that looks for the scarce pins.
+    type: path
+  index:
+    description: A further package index.
+    type: str
+    default: ''
+  only_look:
+    description: Look for the scarce pins, unless the environment is whole; make nothing.
+    type: bool
+    default: false
   job:
     description: Set by the action plugin.
     type: path
@@ -73,6 +89,10 @@ def main() -> None:
             "name": {"type": "str", "required": True},
             "requirements": {"type": "str", "required": True},
             "project": {"type": "path"},
+            "scarce": {"type": "list", "elements": "str", "default": []},
+            "python": {"type": "path"},
+            "index": {"type": "str", "default": ""},
+            "only_look": {"type": "bool", "default": False},
             "job": {"type": "path"},
         },
         supports_check_mode=True,
@@ -91,8 +111,15 @@ def main() -> None:
         facts = {"folder": str(wanted.folder), "python": str(wanted.python)}
         if wanted.is_whole:
             return {"changed": False, **facts}
+        extra_index = ["--extra-index-url", module.params["index"]] if module.params["index"] else []
+        if module.params["only_look"]:
+            pins = module.params["scarce"]
+            if pins and not module.check_mode:
+                scratch = wanted.folder.parent / "look"
+                pythons.check_scarce(module.params["python"], name, pins, extra_index, scratch, progress)
+            return {"changed": False, **facts}
         if not module.check_mode:
-            pythons.make(wanted, name, progress)
+            pythons.make(wanted, name, extra_index, progress)
         return {"changed": True, **facts}
 
     module.exit_json(**job.run(work, module.params["job"]))

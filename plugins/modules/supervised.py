@@ -62,6 +62,14 @@ options:
         description: Seconds it may take.
         type: float
         default: 60
+  memory:
+    description: Bytes of memory that it needs. It is refused if fewer are free.
+    type: int
+    default: 0
+  phases:
+    description: Words of its log, and what to say when they came last.
+    type: dict
+    default: {}
   job:
     description: Set by the action plugin.
     type: path
@@ -97,13 +105,19 @@ seconds:
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.roundhouse.llm.plugins.module_utils import job, local_http, ports, supervisor
+from ansible_collections.roundhouse.llm.plugins.module_utils import (
+    job,
+    local_http,
+    ports,
+    processes,
+    supervisor,
+)
 
 _LOG_LINES = 20
 
@@ -154,7 +168,12 @@ class Log:
 
 
 def await_ready(
-    daemon: supervisor.Supervisord, name: str, ready: Ready, log: Log, progress: job.Progress
+    daemon: supervisor.Supervisord,
+    name: str,
+    ready: Ready,
+    log: Log,
+    progress: job.Progress,
+    phases: Mapping[str, str],
 ) -> None:
     """Wait for it. Raises JobError, with the program stopped, if it dies or takes too long."""
     begun = time.monotonic()
@@ -179,9 +198,27 @@ def await_ready(
                 f"The whole log: {log.path}",
                 log=str(log.path),
             )
-        recent = log.last(1)
-        progress.say(f"{name}: starting" + (f": {recent[0][:100]}" if recent else ""))
+        progress.say(f"{name}: {phase(log.last(200), phases)}")
         time.sleep(min(0.5, 0.05 + waited / 20))
+
+
+def phase(lines: Sequence[str], phases: Mapping[str, str]) -> str:
+    """What a program is doing, from its log: the last phase that it named, else its last line."""
+    for line in reversed(lines):
+        for words, meaning in phases.items():
+            if words in line:
+                return meaning
+    return f"starting: {lines[-1]}" if lines else "starting"
+
+
+def refuse_scarce_memory(name: str, needed: int) -> None:
+    """Raises JobError if less memory is free than a program needs, in bytes."""
+    free, total = processes.memory()
+    if needed > free:
+        raise job.JobError(
+            f"{name} needs about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} of {total / 1e9:.1f} GB are "
+            "free: stop what else takes memory, take the deployment out of the stack, or choose a smaller model."
+        )
 
 
 def difference(old: supervisor.Program | None, new: supervisor.Program) -> dict[str, str]:
@@ -216,6 +253,8 @@ def main() -> None:
                     "timeout": {"type": "float", "default": 60},
                 },
             },
+            "memory": {"type": "int", "default": 0},
+            "phases": {"type": "dict", "default": {}},
             "job": {"type": "path"},
         },
         supports_check_mode=True,
@@ -244,6 +283,8 @@ def main() -> None:
             return result
         if not running or ports.address(old) != ports.address(program):
             ports.refuse_taken(program)
+        if not running:
+            refuse_scarce_memory(program.name, given["memory"])
         if not same:
             supervisor.write_program(home, program, given["python"])
         log = Log(home.log(program.name))
@@ -253,7 +294,7 @@ def main() -> None:
             daemon.call("startProcess", program.name, False)
             result["changed"] = True
         if given["ready"]:
-            await_ready(daemon, program.name, Ready(**given["ready"]), log, progress)
+            await_ready(daemon, program.name, Ready(**given["ready"]), log, progress, given["phases"])
         if result["changed"]:
             result["seconds"] = round(time.monotonic() - begun, 1)
         info = daemon.process(program.name)

@@ -53,6 +53,10 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+bytes:
+  description: Their size.
+  type: int
+  returned: when they are on the host
 path:
   description: The file or folder that an engine loads.
   type: str
@@ -63,7 +67,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.roundhouse.llm.plugins.module_utils import checksums, hub, job, locks, wheels
+from ansible_collections.roundhouse.llm.plugins.module_utils import checksums, child, hub, job, locks, wheels
 
 
 def place(cache: Path, source: dict[str, Any]) -> Path:
@@ -94,6 +98,12 @@ def main() -> None:
     source = given["source"]
 
     def work(progress: job.Progress) -> dict[str, Any]:
+        result = fetched(progress)
+        path = Path(result["path"])
+        size = child.folder_size(path) if path.is_dir() else path.stat().st_size if path.exists() else 0
+        return {**result, "bytes": size}
+
+    def fetched(progress: job.Progress) -> dict[str, Any]:
         path = place(Path(given["cache"]), source)
         if source["source"] == "path":
             if not path.exists():

@@ -67,7 +67,7 @@ def read_deployment(
         return None
     if weights is None:
         return None
-    check_format(weights, engine, problems)
+    check_format(weights, engine, platform, problems)
     entry["weights"] = weights
     _read_gpus(entry, engine, platform, problems)
     entry["owned_by"] = engine["owned_by"]

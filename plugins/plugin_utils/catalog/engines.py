@@ -59,6 +59,10 @@ RUN_KEYS: Mapping[str, Mapping[str, Key]] = {
         "command": Key("a list of command line words", shape.is_words, required=True),
         "env": Key("a mapping of environment variables", shape.is_scalars, default={}),
         "requirements": Key("exact pins, as in a requirements file", shape.is_text, default=""),
+        "scarce": Key("a list of pins that not every package index has", shape.is_texts, default=[]),
+        "converts": Key(f"a list of formats out of {', '.join(FORMATS)}", _is_formats, default=[]),
+        "memory": Key("a mapping of base (bytes) and per_weight_byte", shape.is_mapping, default={}),
+        "phases": Key("a mapping of words in its log to what they mean", shape.is_scalars, default={}),
     },
     "container": {
         "image": Key("an image with its tag", shape.is_text, required=True),
@@ -100,6 +104,11 @@ def _read_engine(name: str, given: Any, problems: Problems) -> dict[str, Any] | 
     if "gpu_memory" in engine["options"] and engine["gpu_memory_of"] is None:
         problems.add("'gpu_memory_of' is missing: say whether the flag is a share of 'total' or 'free'.")
     return engine
+
+
+def loads(engine: Mapping[str, Any], platform: str) -> list[str]:
+    """The formats of weights that it takes on the platform, those that are converted for it included."""
+    return [*engine["formats"], *engine["runs"][RUNS[platform]].get("converts", [])]
 
 
 def can_run(engine: Mapping[str, Any], platform: str) -> bool:

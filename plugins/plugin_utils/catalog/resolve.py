@@ -55,7 +55,8 @@ def resolve(stacks: Any, stack: str, platform: str, engines: Any) -> dict[str, A
         "deployments": [_deployment(entry, table[entry["engine"]], platform) for entry in deployments],
         "engines": {
             entry["engine"]: {
-                "requirements": table[entry["engine"]]["runs"][RUNS[platform]].get("requirements")
+                key: table[entry["engine"]]["runs"][RUNS[platform]].get(key)
+                for key in ("requirements", "scarce", "memory", "phases")
             }
             for entry in deployments
         },
@@ -182,6 +183,7 @@ def _deployment(entry: Mapping[str, Any], engine: Mapping[str, Any], platform: s
     return {
         **{key: entry[key] for key in kept},
         "instances": instances(entry),
+        "converted": entry["weights"]["format"] not in engine["formats"],
         "command": command(entry, engine, platform),
         "env": {**{key: str(value) for key, value in run["env"].items()}, **entry["env"]},
         "image": run.get("image"),

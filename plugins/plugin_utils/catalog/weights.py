@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog import shape
+from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.engines import loads
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.problems import Problems
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.shape import Key
 
@@ -84,11 +85,14 @@ def read_weights(given: Any, model: str, problems: Problems) -> dict[str, Any] |
     return {"source": source, "format": file_format, **weights}
 
 
-def check_format(weights: Mapping[str, Any], engine: Mapping[str, Any], problems: Problems) -> None:
+def check_format(
+    weights: Mapping[str, Any], engine: Mapping[str, Any], platform: str, problems: Problems
+) -> None:
     """Note it if the engine can't load the weights."""
-    if weights["format"] in engine["formats"]:
+    loaded = loads(engine, platform)
+    if weights["format"] in loaded:
         return
-    wanted = " or ".join(engine["formats"])
+    wanted = " or ".join(loaded)
     remedy = {
         "gguf": "name a GGUF file, e.g. weights: {hf: owner/name-GGUF, file: NAME.gguf}",
         "safetensors": "name a repository or folder in Hugging Face format, e.g. weights: {hf: owner/name}",
