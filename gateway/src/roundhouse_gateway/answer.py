@@ -7,7 +7,7 @@ engine dies at an event boundary can be ended properly.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from roundhouse_gateway import errors, heads, mending
 from roundhouse_gateway.heads import Headers
@@ -25,6 +25,18 @@ _DONE = (b"data: [DONE]", b"data:[DONE]")
 _TAIL = 16
 
 
+class KnownHead(NamedTuple):
+    """The head of an answer that passed as it was: it does so again, if the same bytes come again.
+
+    `lines` are what the client gets of it, `length` is that of the body in bytes; `json` says that the body
+    has to be looked at first.
+    """
+
+    lines: bytes
+    length: int
+    json: bool
+
+
 class NotHTTPError(Exception):
     """The engine's head can't be passed on; the message says what is wrong with it."""
 
@@ -39,6 +51,8 @@ class Answer:
         "_events",
         "_headers",
         "_held",
+        "_json",
+        "_length",
         "_mending",
         "_out",
         "_phrase",
@@ -82,11 +96,20 @@ class Answer:
         self._mending = can_be_mended and status >= 400
         # None if nothing is held back.
         self._held: bytearray | None = None
-        if self._mending or (can_be_mended and status == 200 and kind.startswith(b"application/json")):
+        self._length = length
+        self._json = can_be_mended and status == 200 and kind.startswith(b"application/json")
+        if self._mending or self._json:
             self._held = bytearray()
         self.takes_whole_chunks = self._chunked and coding == b"chunked" and self._held is None
         if self._held is None:
             self._begin(self._status, self._phrase, None)
+
+    def known_head(self) -> KnownHead | None:
+        """Return the head for the next time, if it is one of those that pass as they are."""
+        if self._status != 200 or self._length is None:
+            return None
+        lines = heads.of_answer(self._status, self._phrase, self._headers, [])[:-2]
+        return KnownHead(lines, self._length, self._json)
 
     def body(self, piece: bytes) -> None:
         """Take a piece of the body."""

@@ -17,6 +17,7 @@ from roundhouse_gateway.answer import Answer, NotHTTPError
 from roundhouse_gateway.upstream import Backend, EngineConnection, choose
 
 if TYPE_CHECKING:
+    from roundhouse_gateway.answer import KnownHead
     from roundhouse_gateway.errors import GatewayError
     from roundhouse_gateway.heads import Headers
     from roundhouse_gateway.inference import Piece
@@ -150,6 +151,17 @@ class Exchange:
         self.answer = Answer(self._client, self._request, backend, status, phrase, headers)
         return self.answer
 
+    def whole_answer(self, known: KnownHead, body: bytes) -> None:
+        """Take a complete answer, which passes as it is."""
+        connection, self._connection = self._connection, None
+        if self._backend is None or connection is None:
+            return
+        self._backend.succeeded()
+        self._client.write_whole(known.lines, self._backend.name.encode(), body)
+        connection.release()
+        self._over()
+        self._client.answered()
+
     def answer_body(self, piece: bytes) -> None:
         """Take a piece of the body."""
         if self.answer is not None:
@@ -264,7 +276,7 @@ class Exchange:
         self._stage = Stage.WAITING
         self._deadline.set(connection.backend.timeouts.first_byte)
         head = heads.for_engine(
-            request.target, connection.backend.authority, request.headers, self._length, request.id
+            request.target, connection.backend.authority, request.passed, self._length, request.id
         )
         connection.send(self, head, self._body, self._length)
 

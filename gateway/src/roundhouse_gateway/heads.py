@@ -38,12 +38,20 @@ _NOT_TO_SANIC = _HOP_BY_HOP | {b"content-length", b"expect", b"x-request-id"}
 _NOT_TO_CLIENT = _HOP_BY_HOP | {b"x-request-id", b"x-roundhouse-backend"}
 
 
-def for_engine(target: bytes, authority: bytes, headers: Headers, length: int, request_id: str) -> bytes:
+def for_engine(target: bytes, authority: bytes, kept: bytes, length: int, request_id: str) -> bytes:
     """Return the head of a POST of `length` bytes to `target` (path and query) of an engine."""
-    lines = [b"POST %b HTTP/1.1\r\nHost: %b\r\n" % (target, authority)]
-    lines += _kept(headers, _NOT_TO_ENGINE)
-    lines.append(b"Content-Length: %d\r\nX-Request-Id: %b\r\n\r\n" % (length, request_id.encode()))
-    return b"".join(lines)
+    return b"POST %b HTTP/1.1\r\nHost: %b\r\n%bContent-Length: %d\r\nX-Request-Id: %b\r\n\r\n" % (
+        target,
+        authority,
+        kept,
+        length,
+        request_id.encode(),
+    )
+
+
+def kept_for_engine(headers: Headers) -> bytes:
+    """Return the header lines of a request that are for the engine."""
+    return b"".join(_kept(headers, _NOT_TO_ENGINE))
 
 
 def for_sanic(method: bytes, target: bytes, headers: Headers, request_id: str, *, close: bool) -> bytes:

@@ -18,6 +18,13 @@ from roundhouse_gateway.request import Request
 
 log = logging.getLogger(__name__)
 
+# Requests that came before, by the bytes of their heads. Clients send the same heads again and again; one is
+# read and checked once, and the same bytes, at the start of a request that comes in one piece, mean the
+# same. Bounds: their number, and the size of each in bytes.
+_known: dict[bytes, tuple[Request, int]] = {}
+_MAX_KNOWN, _MAX_KNOWN_SIZE = 512, 4096
+_NONE = (None, 0)
+
 
 class RequestReader:
     """Takes bytes, and puts requests into `waiting`, in the order they came. Sizes are in bytes.
@@ -52,14 +59,38 @@ class RequestReader:
 
     def feed(self, data: bytes) -> None:
         """Take what the client sent."""
+        at_start = self.incoming is None
+        if at_start and self._take_known(data):
+            return
         self._queued = False
         self._parse(data)
         incoming = self.incoming
+        if at_start and incoming is None and self._queued and not self.ended:
+            self._remember(data)
         # Of data that ended one request and began another, nobody knows how much is the head of the second.
         if incoming is not None and not incoming.has_head and not self._queued:
             self._head_size += len(data)
             if self._head_size > self._max_header:
                 self.refuse(errors.headers_too_large(self._max_header))
+
+    def _take_known(self, data: bytes) -> bool:
+        """Take a whole request with a known head, unparsed. Returns False if it is none."""
+        end = data.find(b"\r\n\r\n") + 4
+        known, length = _known.get(data[:end], _NONE)
+        if known is None or len(data) - end != length or length > self._max_body or end > self._max_header:
+            return False
+        self.waiting.append(known.again(data[end:]))
+        return True
+
+    def _remember(self, data: bytes) -> None:
+        """Remember the head of the request that was read last, if `data` is just that request."""
+        request = self.waiting[-1]
+        end = data.find(b"\r\n\r\n") + 4
+        length = len(request.body)
+        if len(data) - end == length and 4 < end <= _MAX_KNOWN_SIZE and request.is_plain():
+            if len(_known) >= _MAX_KNOWN:
+                _known.clear()
+            _known[data[:end]] = request.again(b""), length
 
     def refuse(self, error: GatewayError) -> None:
         """Let the request that is being read, or else the connection as such, be answered with an error."""

@@ -131,6 +131,20 @@ class GatewayProtocol(HttpProtocol):
         if transport is not None and not transport.is_closing():
             transport.write(data)
 
+    def write_whole(self, lines: bytes, backend: bytes, body: bytes) -> None:
+        """Send a complete answer: the first `lines` of its head, our own after them, and the body."""
+        request = self._current
+        if request is None:
+            return
+        answer = b"%bX-Request-Id: %b\r\nX-Roundhouse-Backend: %b\r\n%b\r\n%b" % (
+            lines,
+            request.id.encode(),
+            backend,
+            b"".join([b"%b: %b\r\n" % header for header in self.connection_header()]),
+            body,
+        )
+        self.write(self.without_presented(answer))
+
     def without_presented(self, head: bytes) -> bytes:
         """Return of the head of an answer what has not been sent yet."""
         if self._presenting is not None:
@@ -310,7 +324,7 @@ class GatewayProtocol(HttpProtocol):
         """Begin the exchange of an inference request. Raises GatewayError."""
         body, request.body = request.body, b""
         fleet = self._gateway.fleet
-        asked = inference.read(body, heads.value(request.headers, b"content-type"))
+        asked = inference.read(body, request.kind)
         route = fleet.table.pick(asked.model, asked.owned_by)
         pieces = inference.rewritten(body, asked, route.served_model)
         exchange = Exchange(self, self._deadline, request, route, fleet.backends_of(route), pieces)
@@ -322,6 +336,8 @@ class GatewayProtocol(HttpProtocol):
     def _limit_reading(self) -> None:
         """Stop reading if much waits. Until then reading goes on: that is how a leaving is noticed."""
         waiting = self._reader.waiting
+        if not waiting:
+            return
         if self.transport is not None and (
             len(waiting) >= _MAX_WAITING or any(len(request.body) > _MAX_WAITING_BODY for request in waiting)
         ):

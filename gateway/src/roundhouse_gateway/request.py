@@ -1,10 +1,21 @@
 """One request of a client, as far as it has been read."""
 
 import os
+from typing import Self
 
 from roundhouse_gateway import errors, heads
 from roundhouse_gateway.errors import GatewayError
 from roundhouse_gateway.heads import Headers
+
+# Random ids, drawn ahead: to ask the kernel for each costs more than all else that is done for an id.
+_ids: list[str] = []
+
+
+def _new_id() -> str:
+    if not _ids:
+        drawn = os.urandom(4096).hex()
+        _ids.extend(drawn[start : start + 32] for start in range(0, len(drawn), 32))
+    return _ids.pop()
 
 
 class Request:
@@ -14,7 +25,10 @@ class Request:
     """
 
     __slots__ = (
+        "_clients_id",
+        "_kind",
         "_parts",
+        "_passed",
         "_size",
         "body",
         "error",
@@ -43,6 +57,40 @@ class Request:
         self.error: GatewayError | None = None
         self._parts: list[bytes] = []
         self._size = 0
+        # What the headers say that is asked more than once, as soon as it has been looked for.
+        self._clients_id: str | None = None
+        self._kind: bytes | None = None
+        self._passed: bytes | None = None
+
+    @property
+    def kind(self) -> bytes:
+        """Return the Content-Type."""
+        if self._kind is None:
+            self._kind = heads.value(self.headers, b"content-type")
+        return self._kind
+
+    @property
+    def passed(self) -> bytes:
+        """Return the header lines that are for the engine."""
+        if self._passed is None:
+            self._passed = heads.kept_for_engine(self.headers)
+        return self._passed
+
+    def again(self, body: bytes) -> Self:
+        """Return a new request with the head of this one, which was found good, and another body."""
+        request = self.__class__()
+        request.method = self.method
+        request.target = self.target
+        request.path = self.path
+        request.headers = self.headers
+        request.keep_alive = self.keep_alive
+        request.has_head = True
+        request.body = body
+        request._clients_id = self._clients_id
+        request._kind = self.kind
+        request._passed = self.passed
+        request.id = self._clients_id or _new_id()
+        return request
 
     def read_head(
         self, method: bytes, version: str, *, keep_alive: bool, max_header: int, max_body: int
@@ -61,6 +109,16 @@ class Request:
         self.path = self.target.partition(b"?")[0]
         self.error = self._check(version, max_header, max_body)
 
+    def is_plain(self) -> bool:
+        """Tell whether this is a POST with nothing special about it, in framing or protocol."""
+        return (
+            self.method == b"POST"
+            and self.error is None
+            and not (self.http10 or self.expects)
+            and heads.value(self.headers, b"content-length") != b""
+            and not heads.value(self.headers, b"upgrade")
+        )
+
     def head_without_upgrade(self) -> bytes:
         """Return the head once more, without the offer to go on in another protocol."""
         lines = [b"%b %b HTTP/1.%d" % (self.method, self.target, not self.http10)]
@@ -74,7 +132,8 @@ class Request:
 
     def name(self) -> None:
         """Give the request its id: the client's if that can be used, else a new one."""
-        self.id = heads.request_id(self.headers) or os.urandom(16).hex()
+        self._clients_id = heads.request_id(self.headers)
+        self.id = self._clients_id or _new_id()
 
     def add(self, piece: bytes, max_body: int) -> None:
         """Take a piece of the body."""

@@ -17,12 +17,13 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from roundhouse_gateway import errors
-from roundhouse_gateway.answer import NotHTTPError
+from roundhouse_gateway import errors, mending
+from roundhouse_gateway.answer import KnownHead, NotHTTPError
 from roundhouse_gateway.heads import Headers
 from roundhouse_gateway.logs import fields
 
 if TYPE_CHECKING:
+    from roundhouse_gateway.answer import Answer
     from roundhouse_gateway.exchange import Exchange
     from roundhouse_gateway.inference import Piece
     from roundhouse_gateway.routing import Backend as Address
@@ -39,6 +40,11 @@ _PATIENCE = 3
 
 # Bodies up to this size are joined with their head: one buffer is written with less work than two.
 _JOINED = 16_384
+
+# Heads of answers that came before, by their bytes. A head is read once; the same bytes, at the start of an
+# answer that comes in one piece, mean the same. Bounds: their number, and the size of each in bytes.
+_known_heads: dict[bytes, KnownHead] = {}
+_MAX_KNOWN, _MAX_KNOWN_SIZE = 256, 4096
 
 _CHUNK_HEAD = re.compile(rb"([0-9A-Fa-f]{1,7})\r\n")
 # A chunk must have that many bytes to be passed on unparsed, so that the end of a stream can be seen in the
@@ -279,7 +285,10 @@ class EngineConnection(asyncio.Protocol):
             # Nobody asked for this.
             self.close()
             return
+        first = not self.answered
         self.answered = True
+        if first and self._pass_known(exchange, data):
+            return
         if self._whole_chunks and are_whole_chunks(data):
             exchange.pass_on(data)
             return
@@ -300,9 +309,24 @@ class EngineConnection(asyncio.Protocol):
         if self._whole_chunks and not data.endswith(b"\r\n"):
             self._whole_chunks = False
         if self._complete:
+            if first and self._keep_alive:
+                _remember(data, exchange.answer)
             exchange.complete()
         else:
             exchange.flush()
+
+    def _pass_known(self, exchange: Exchange, data: bytes) -> bool:
+        """Pass on a whole answer with a known head, unparsed. Returns False if it is none."""
+        end = data.find(b"\r\n\r\n") + 4
+        known = _known_heads.get(data[:end])
+        if known is None or len(data) - end != known.length:
+            return False
+        body = data[end:]
+        if known.json and mending.may_be_error(body):
+            return False
+        self._complete = self._keep_alive = True
+        exchange.whole_answer(known, body)
+        return True
 
     def eof_received(self) -> None:
         """Note that the engine sends no more, which ends an answer without a length."""
@@ -372,6 +396,18 @@ class EngineConnection(asyncio.Protocol):
         self._complete = True
         self._whole_chunks = False
         self._keep_alive = self._parser is not None and self._parser.should_keep_alive()
+
+
+def _remember(data: bytes, answer: Answer | None) -> None:
+    """Remember the head of an answer if `data` is just that answer."""
+    known = answer.known_head() if answer is not None else None
+    if known is None:
+        return
+    end = data.find(b"\r\n\r\n") + 4
+    if len(data) - end == known.length and 4 < end <= _MAX_KNOWN_SIZE:
+        if len(_known_heads) >= _MAX_KNOWN:
+            _known_heads.clear()
+        _known_heads[data[:end]] = known
 
 
 def are_whole_chunks(data: bytes) -> bool:
