@@ -86,8 +86,9 @@ def run(work: Work, folder: str | None) -> dict[str, Any]:
         os.dup2(null, stream)
     try:
         result = outcome(work, Progress(place))
-    except BaseException:  # whatever it was, the controller must hear of it: it is waiting
-        result = {"failed": True, "msg": "The work ended unexpectedly.", "exception": traceback.format_exc()}
+    except BaseException as error:  # whatever it was, the controller must hear of it: it is waiting
+        message = f"The work ended unexpectedly ({type(error).__name__}: {error}). Please report this."
+        result = {"failed": True, "msg": message, "exception": traceback.format_exc()}
     try:
         write_whole(place / "result", json.dumps(result))
     finally:

@@ -16,10 +16,16 @@ _RETRIES = 2
 
 
 def run_pip(
-    python: str, arguments: Sequence[str], scratch: Path, progress: Progress, words: Callable[[str, str], str]
+    python: str,
+    arguments: Sequence[str],
+    scratch: Path,
+    progress: Progress,
+    words: Callable[[str, str], str],
+    growing: Path | None = None,
 ) -> None:
-    """Run `python -m pip arguments`, temporary files in `scratch` (its growth is the progress).
+    """Run `python -m pip arguments`, temporary files in `scratch`.
 
+    The progress is the size of `growing`, else that of `scratch`.
     `words` makes the progress text out of pip's last line and the megabytes so far.
     Raises JobError with a sentence if pip fails.
     """
@@ -33,7 +39,8 @@ def run_pip(
     }
 
     def watch(lines: list[str]) -> None:
-        progress.say(words(lines[-1] if lines else "", child.megabytes(child.folder_size(scratch))))
+        said = [line for line in lines if not line.startswith("WARNING")]
+        progress.say(words(said[-1] if said else "", child.megabytes(child.folder_size(growing or scratch))))
 
     status, lines = child.run(command, environment, watch)
     if status:

@@ -98,7 +98,14 @@ def make(wanted: Environment, name: str, extra_index: Sequence[str], progress: P
         cache = ["--cache-dir", str(wanted.folder.parent / "pip")]
         # Exact pins are the whole of it: what they need is among them.
         options = ["--no-deps", *extra_index]
-        run_pip(python, ["install", *cache, *options, "--requirement", str(pins)], scratch, progress, words)
+        run_pip(
+            python,
+            ["install", *cache, *options, "--requirement", str(pins)],
+            scratch,
+            progress,
+            words,
+            wanted.folder,
+        )
         if wanted.project is not None:
             source = scratch / "project"
             shutil.unpack_archive(wanted.project, source)

@@ -72,18 +72,27 @@ class Program:
     labels: dict[str, Any]
     stop_timeout: float = 30.0
     inputs: dict[str, str] = field(default_factory=dict)
+    ready: dict[str, Any] = field(default_factory=dict)
+    phases: dict[str, str] = field(default_factory=dict)
+    order: int = 0
 
     def spec(self) -> str:
         """The .json: read by the launcher; other users can't, for an environment may hold secrets."""
         return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
 
+    def identity(self) -> str:
+        """What makes a running program another one when it changes; when it counts as ready does not."""
+        identity = asdict(self)
+        for key in ("ready", "phases", "order"):
+            del identity[key]
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
     def ini(self, home: Home, python: str) -> str:
-        """The .ini. It carries the hash of the .json, so that supervisord sees every change."""
-        digest = hashlib.sha256(self.spec().encode()).hexdigest()[:16]
+        """The .ini. It carries the identity, so that supervisord sees every change that matters."""
         words = [python, "-I", str(home.launcher), str(home.programs / f"{self.name}.json")]
         settings = {
             "command": shlex.join(words),
-            "environment": f'ROUNDHOUSE_SPEC="{digest}"',
+            "environment": f'ROUNDHOUSE_SPEC="{self.identity()}"',
             "autostart": "false",
             "autorestart": "true",
             "startsecs": "1",
@@ -109,6 +118,19 @@ def read_specs(home: Home) -> dict[str, Program]:
         except (ValueError, TypeError) as error:
             raise JobError(f"{file} is damaged ({error}): delete it and run the playbook again.") from error
     return found
+
+
+def chosen(home: Home, only: str) -> list[Program]:
+    """The programs that this is about, in their order. Raises JobError if there is none."""
+    specs = read_specs(home)
+    if not specs:
+        raise JobError(
+            f"Nothing is deployed below {home.folder}: serve a stack first, e.g. with make multi-models."
+        )
+    if only and only not in specs:
+        raise JobError(f"There is no program '{only}'. There are: {', '.join(sorted(specs))}.")
+    programs = sorted(specs.values(), key=lambda program: (program.order, program.name))
+    return [program for program in programs if not only or program.name == only]
 
 
 def write_program(home: Home, program: Program, python: str) -> None:

@@ -70,6 +70,10 @@ options:
     description: Words of its log, and what to say when they came last.
     type: dict
     default: {}
+  order:
+    description: Place among the programs when all of them are started.
+    type: int
+    default: 0
   job:
     description: Set by the action plugin.
     type: path
@@ -105,120 +109,12 @@ seconds:
 """
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.roundhouse.llm.plugins.module_utils import (
-    job,
-    local_http,
-    ports,
-    processes,
-    supervisor,
-)
-
-_LOG_LINES = 20
-
-
-@dataclass(frozen=True)
-class Ready:
-    """What a program answers when it is ready."""
-
-    url: str
-    json: Mapping[str, Any]
-    timeout: float
-
-    def missing(self) -> str | None:
-        """What is still missing; None if it is ready."""
-        try:
-            if not self.json:
-                local_http.get(self.url, timeout=25)
-                return None
-            found = local_http.get_json(self.url, timeout=25)
-        except OSError as error:
-            return f"{self.url} {error}"
-        wrong = {key: found.get(key) for key, value in self.json.items() if found.get(key) != value}
-        if wrong:
-            note = f"; it says: {found['last_error']}" if found.get("last_error") else ""
-            return f"{self.url} has {wrong} and not {dict(self.json)}{note}"
-        return None
-
-
-class Log:
-    """A program's log from where it was when we began."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._start = path.stat().st_size if path.exists() else 0
-
-    def last(self, count: int) -> list[str]:
-        """The last lines printed since."""
-        try:
-            with self.path.open("rb") as file:
-                size = file.seek(0, 2)
-                # A log that was rotated meanwhile is new from its beginning.
-                start = self._start if size >= self._start else 0
-                file.seek(max(start, size - 65536))
-                text = file.read().decode(errors="replace")
-        except FileNotFoundError:
-            return []
-        return [line.rstrip() for line in text.splitlines() if line.strip()][-count:]
-
-
-def await_ready(
-    daemon: supervisor.Supervisord,
-    name: str,
-    ready: Ready,
-    log: Log,
-    progress: job.Progress,
-    phases: Mapping[str, str],
-) -> None:
-    """Wait for it. Raises JobError, with the program stopped, if it dies or takes too long."""
-    begun = time.monotonic()
-    pid = None
-    while True:
-        info = daemon.process(name) or {"statename": "UNKNOWN", "pid": 0}
-        died = info["statename"] in supervisor.DEAD or (pid and info["pid"] != pid)
-        pid = info["pid"] or pid
-        missing = "it died" if died else ready.missing()
-        if missing is None:
-            return
-        waited = time.monotonic() - begun
-        if died or waited > ready.timeout:
-            daemon.stop(name, progress)
-            what = (
-                "died while it started" if died else f"was not ready within {ready.timeout:.0f} s ({missing})"
-            )
-            lines = log.last(_LOG_LINES)
-            tail = "\n".join(f"  {line}" for line in lines) or "  (it printed nothing)"
-            raise job.JobError(
-                f"{name} {what} and was stopped. Its last {len(lines)} log lines:\n{tail}\n"
-                f"The whole log: {log.path}",
-                log=str(log.path),
-            )
-        progress.say(f"{name}: {phase(log.last(200), phases)}")
-        time.sleep(min(0.5, 0.05 + waited / 20))
-
-
-def phase(lines: Sequence[str], phases: Mapping[str, str]) -> str:
-    """What a program is doing, from its log: the last phase that it named, else its last line."""
-    for line in reversed(lines):
-        for words, meaning in phases.items():
-            if words in line:
-                return meaning
-    return f"starting: {lines[-1]}" if lines else "starting"
-
-
-def refuse_scarce_memory(name: str, needed: int) -> None:
-    """Raises JobError if less memory is free than a program needs, in bytes."""
-    free, total = processes.memory()
-    if needed > free:
-        raise job.JobError(
-            f"{name} needs about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} of {total / 1e9:.1f} GB are "
-            "free: stop what else takes memory, take the deployment out of the stack, or choose a smaller model."
-        )
+from ansible_collections.roundhouse.llm.plugins.module_utils import job, ports, readiness, supervisor
 
 
 def difference(old: supervisor.Program | None, new: supervisor.Program) -> dict[str, str]:
@@ -255,6 +151,7 @@ def main() -> None:
             },
             "memory": {"type": "int", "default": 0},
             "phases": {"type": "dict", "default": {}},
+            "order": {"type": "int", "default": 0},
             "job": {"type": "path"},
         },
         supports_check_mode=True,
@@ -268,6 +165,9 @@ def main() -> None:
         labels=given["labels"],
         stop_timeout=given["stop_timeout"],
         inputs={key: str(value) for key, value in given["inputs"].items()},
+        ready=given["ready"] or {},
+        phases=given["phases"],
+        order=given["order"],
     )
 
     def work(progress: job.Progress) -> dict[str, Any]:
@@ -284,17 +184,17 @@ def main() -> None:
         if not running or ports.address(old) != ports.address(program):
             ports.refuse_taken(program)
         if not running:
-            refuse_scarce_memory(program.name, given["memory"])
+            readiness.refuse_scarce_memory(program.name, given["memory"])
         if not same:
             supervisor.write_program(home, program, given["python"])
-        log = Log(home.log(program.name))
+        log = readiness.Log(home.log(program.name))
         begun = time.monotonic()
         daemon.take_in(program.name, progress)
         if not daemon.is_running(program.name):
             daemon.call("startProcess", program.name, False)
             result["changed"] = True
         if given["ready"]:
-            await_ready(daemon, program.name, Ready(**given["ready"]), log, progress, given["phases"])
+            readiness.await_ready(daemon, program, log, progress)
         if result["changed"]:
             result["seconds"] = round(time.monotonic() - begun, 1)
         info = daemon.process(program.name)

@@ -2,8 +2,9 @@
 
     python convert.py MODEL.gguf FOLDER
 
-transformers reads the GGUF and dequantises it, but then refuses to save the model (it is marked as quantised), so the
-weights go into a fresh model of the same configuration. What older readers do not know of transformers 5's files is added.
+transformers reads the GGUF and dequantises it, but then refuses to save the model (it is marked as quantised), so
+the weights go into a fresh model of the same configuration. What older readers miss in transformers 5's files is
+added.
 """
 
 from __future__ import annotations
