@@ -34,11 +34,12 @@ def test_all_of_them() -> None:
         "KEEP_ALIVE": "1",
         "DRAIN_TIMEOUT": "0",
         "DRAIN_DELAY": "5",
-        "WORKERS": "1",
+        "WORKERS": "64",
         "LOG": "json",
     }
     settings = from_environment({f"ROUNDHOUSE_{key}": value for key, value in given.items()})
     assert (settings.host, settings.port, settings.body_timeout, settings.log) == ("::1", 0, 0.5, "json")
+    assert settings.workers == 64
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,8 @@ def test_all_of_them() -> None:
         ("KEEP_ALIVE", "nan"),
         ("DRAIN_TIMEOUT", "inf"),
         ("DRAIN_DELAY", "-1"),
-        ("WORKERS", "2"),
+        ("WORKERS", "0"),
+        ("WORKERS", "65"),
         ("LOG", "xml"),
     ],
 )

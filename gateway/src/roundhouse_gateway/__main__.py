@@ -14,6 +14,7 @@ from roundhouse_gateway.app import create_app
 from roundhouse_gateway.routing import MapError
 from roundhouse_gateway.server import listen, run
 from roundhouse_gateway.settings import SettingsError, from_environment
+from roundhouse_gateway.supervisor import Supervisor
 
 
 def main() -> int:
@@ -37,7 +38,13 @@ def main() -> int:
             ],
             1,
         )
-    return uvloop.run(run(app, sock))
+    if settings.workers == 1:
+        return uvloop.run(run(app, sock))
+
+    def work(orders: int) -> int:
+        return uvloop.run(run(app, sock, orders))
+
+    return Supervisor(sock, settings.workers, work).run()
 
 
 def _refuse(problems: list[str], code: int) -> int:

@@ -169,9 +169,10 @@ class Exchange:
 
     def pass_on(self, chunks: bytes) -> None:
         """Take whole chunks of the body, which pass as they are."""
-        if self.answer is not None and self._backend is not None:
-            self._deadline.set(self._backend.timeouts.idle)
-            self.answer.pass_on(chunks)
+        answer, backend = self.answer, self._backend
+        if answer is not None and backend is not None:
+            self._deadline.set(backend.timeouts.idle)
+            answer.pass_on(chunks)
 
     def flush(self) -> None:
         """Take a pause in what the engine sends as the moment to write."""

@@ -1,10 +1,14 @@
-"""Serving: the listening socket, the signals, and the ways to stop. One process, one event loop."""
+"""Serving: the listening socket, the signals, and the ways to stop. One process, one event loop.
+
+Several workers are several such processes, see `supervisor`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 from typing import TYPE_CHECKING, Any
@@ -14,6 +18,7 @@ from sanic import Sanic
 from roundhouse_gateway import errors
 from roundhouse_gateway.logs import fields
 from roundhouse_gateway.relay import GatewayProtocol
+from roundhouse_gateway.supervisor import RELOAD, STOP
 
 if TYPE_CHECKING:
     from sanic.config import Config
@@ -121,8 +126,11 @@ def listen(host: str, port: int) -> socket.socket:
     return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
 
 
-async def run(app: Sanic[Config, Any], sock: socket.socket) -> int:
-    """Serve until SIGTERM or SIGINT, and reload the map at SIGHUP. Returns the exit code."""
+async def run(app: Sanic[Config, Any], sock: socket.socket, orders: int | None = None) -> int:
+    """Serve until SIGTERM or SIGINT, and reload the map at SIGHUP. Returns the exit code.
+
+    A worker gets `orders` instead of signals, from that file descriptor.
+    """
     server = Server(app, sock)
     stopping = asyncio.Event()
 
@@ -132,9 +140,25 @@ async def run(app: Sanic[Config, Any], sock: socket.socket) -> int:
         stopping.set()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-    loop.add_signal_handler(signal.SIGHUP, app.ctx.gateway.reload)
+    reload = app.ctx.gateway.reload
+
+    def obey(fd: int) -> None:
+        got = os.read(fd, 64)
+        if not got:
+            loop.remove_reader(fd)
+            got = STOP
+        for order in got:
+            if order == RELOAD[0]:
+                reload()
+            else:
+                stop()
+
+    if orders is None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop)
+        loop.add_signal_handler(signal.SIGHUP, reload)
+    else:
+        loop.add_reader(orders, obey, orders)
     await server.start()
     await stopping.wait()
     finished = await server.drain()

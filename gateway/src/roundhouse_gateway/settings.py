@@ -74,7 +74,7 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         keep_alive=read("KEEP_ALIVE", _seconds(above_zero=True), "a number of seconds above 0", 75.0),
         drain_timeout=read("DRAIN_TIMEOUT", _seconds(), "a number of seconds, 0 or more", 30.0),
         drain_delay=read("DRAIN_DELAY", _seconds(), "a number of seconds, 0 or more", 0.0),
-        workers=read("WORKERS", _whole(1, 1), "1: this version serves with one process", 1),
+        workers=read("WORKERS", _whole(1, 64), "a whole number of processes from 1 to 64", 1),
         log=read("LOG", _log, "text or json", "text"),
     )
     if problems:

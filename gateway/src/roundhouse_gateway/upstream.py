@@ -50,6 +50,8 @@ _CHUNK_HEAD = re.compile(rb"([0-9A-Fa-f]{1,7})\r\n")
 # A chunk must have that many bytes to be passed on unparsed, so that the end of a stream can be seen in the
 # last.
 SHORTEST_CHUNK = 16
+# Sizes of chunks as most engines write them, for the usual lengths of one token.
+_USUAL_SIZES = {b"%x" % size: size for size in range(SHORTEST_CHUNK, 1024)}
 
 
 class Backend:
@@ -285,12 +287,12 @@ class EngineConnection(asyncio.Protocol):
             # Nobody asked for this.
             self.close()
             return
+        if self._whole_chunks and are_whole_chunks(data):
+            exchange.pass_on(data)
+            return
         first = not self.answered
         self.answered = True
         if first and self._pass_known(exchange, data):
-            return
-        if self._whole_chunks and are_whole_chunks(data):
-            exchange.pass_on(data)
             return
         try:
             self._parser.feed_data(data)
@@ -416,6 +418,9 @@ def are_whole_chunks(data: bytes) -> bool:
     Such data leaves a parser which is between two chunks where it is, so it can pass without being parsed.
     """
     position, end = 0, len(data)
+    line = data.find(b"\r\n", 0, 6)
+    if _USUAL_SIZES.get(data[:line]) == end - line - 4:
+        return data.endswith(b"\r\n")
     while position < end:
         head = _CHUNK_HEAD.match(data, position)
         if head is None:
