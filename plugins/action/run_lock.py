@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
-
-
-def boot_time_of(pid: int) -> str:
-    """When a process of this machine started, in clock ticks since boot; empty if there is none."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-    except OSError:
-        return ""
-    return stat.rpartition(")")[2].split()[19]
+from ansible_collections.roundhouse.llm.plugins.module_utils.processes import started
 
 
 class ActionModule(ActionBase):
@@ -28,11 +19,11 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         pid = self._controller()
         controller = platform.node()
-        arguments = {**self._task.args, "controller": controller, "pid": pid, "started": boot_time_of(pid)}
+        arguments = {**self._task.args, "controller": controller, "pid": pid, "started": started(pid)}
         answer = self._execute_module("roundhouse.llm.run_lock", arguments, task_vars=task_vars)
         holder = answer.get("holder")
         # Only the holder's own machine can tell whether the holder is still alive.
-        if holder and holder["controller"] == controller and boot_time_of(holder["pid"]) != holder["started"]:
+        if holder and holder["controller"] == controller and started(holder["pid"]) != holder["started"]:
             arguments["take_from"] = holder
             answer = self._execute_module("roundhouse.llm.run_lock", arguments, task_vars=task_vars)
             holder = answer.get("holder")

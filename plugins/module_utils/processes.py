@@ -32,36 +32,65 @@ class Process:
     program: str
 
 
-def ours(home: str) -> Iterator[Process]:
-    """The user's processes that carry the marks of `home`."""
+def ours(home: str, session: int | None) -> Iterator[Process]:
+    """The user's processes that carry the marks of `home`, or are of the session of its supervisord.
+
+    The session is needed, too: a process that gives itself another title (vLLM's workers do) overwrites its
+    environment.
+    """
     for folder in _PROC.glob("[0-9]*"):
         try:
+            stat = _stat(folder)
             environment = (folder / "environ").read_bytes()
-            group = os.getpgid(int(folder.name))
-        except (OSError, ProcessLookupError):
+        except OSError:
             continue  # another user's, or gone meanwhile
         pairs = dict(item.partition("=")[::2] for item in os.fsdecode(environment).split("\0"))
-        if pairs.get(HOME_MARK) == home and NAME_MARK in pairs:
-            yield Process(int(folder.name), group, pairs[NAME_MARK])
+        if stat.session == session or (pairs.get(HOME_MARK) == home and NAME_MARK in pairs):
+            yield Process(int(folder.name), stat.group, pairs.get(NAME_MARK, "a program"))
 
 
-def kill_leaderless(home: str) -> list[Process]:
+def kill_leaderless(home: str, session: int) -> list[Process]:
     """Kill what a dead engine left behind: processes of ours whose group has lost its leader."""
-    left = [process for process in ours(home) if not _alive(process.group)]
+    left = [process for process in ours(home, session) if not _alive(process.group)]
     return [process for process in left if _kill(process.pid)]
 
 
-def kill_all(home: str) -> list[Process]:
+def kill_all(home: str, session: int | None) -> list[Process]:
     """Kill every process of ours: nobody supervises them any more."""
-    return [process for process in ours(home) if _kill(process.pid)]
+    return [process for process in ours(home, session) if _kill(process.pid)]
+
+
+def boot() -> str:
+    """What tells this run of the machine from others; numbers of processes and sessions mean nothing beyond it."""
+    return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+
+
+def started(pid: int) -> str | None:
+    """When a process started, in clock ticks since boot; None if there is none."""
+    try:
+        return _stat(_PROC / str(pid)).started
+    except OSError:
+        return None
+
+
+@dataclass(frozen=True)
+class _Stat:
+    state: str
+    group: int
+    session: int
+    started: str
+
+
+def _stat(folder: Path) -> _Stat:
+    fields = (folder / "stat").read_text().rpartition(")")[2].split()
+    return _Stat(state=fields[0], group=int(fields[2]), session=int(fields[3]), started=fields[19])
 
 
 def _alive(pid: int) -> bool:
     try:
-        status = (_PROC / str(pid) / "stat").read_text()
+        return _stat(_PROC / str(pid)).state != "Z"
     except OSError:
         return False
-    return status.rpartition(")")[2].split()[0] != "Z"
 
 
 def _kill(pid: int) -> bool:
@@ -77,10 +106,10 @@ def group_memory(group: int) -> int:
     pages = 0
     for folder in _PROC.glob("[0-9]*"):
         try:
-            if os.getpgid(int(folder.name)) == group:
+            if _stat(folder).group == group:
                 pages += int((folder / "statm").read_text().split()[1])
-        except (OSError, ProcessLookupError):
-            continue
+        except OSError:
+            continue  # gone meanwhile
     return pages * _PAGE
 
 

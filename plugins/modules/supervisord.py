@@ -49,6 +49,7 @@ killed:
   returned: when it was started
 """
 
+import json
 import os
 import subprocess
 import time
@@ -66,7 +67,8 @@ _KEPT = ("HOME", "USER", "LOGNAME", "PATH", "LANG", "TZ", "TMPDIR", "OPENBLAS_CO
 
 def start(home: supervisor.Home, python: str) -> list[str]:
     """Start it and wait until it answers; returns what was killed before."""
-    killed = [f"{process.pid} ({process.program})" for process in processes.kill_all(str(home.folder))]
+    left = processes.kill_all(str(home.folder), old_session(home))
+    killed = [f"{process.pid} ({process.program})" for process in left]
     home.socket.unlink(missing_ok=True)
     environment = {key: os.environ[key] for key in _KEPT if key in os.environ}
     started = subprocess.run(
@@ -88,13 +90,29 @@ def start(home: supervisor.Home, python: str) -> list[str]:
                 f"see {home.folder}/log/supervisord.log."
             )
         time.sleep(0.05)
-    job.write_whole(started_with(home), checksums.sha256(home.config))
+    pid = supervisor.Supervisord(home).call("getPID")
+    facts = {
+        "config": checksums.sha256(home.config),
+        "session": pid,
+        "started": processes.started(pid),
+        "boot": processes.boot(),
+    }
+    job.write_whole(record(home), json.dumps(facts))
     return killed
 
 
-def started_with(home: supervisor.Home) -> Path:
-    """The file that tells the checksum of the configuration that the running supervisord has read."""
-    return home.socket.with_name("supervisord.conf.sha256")
+def record(home: supervisor.Home) -> Path:
+    """The file that tells which supervisord was started last, and with which configuration."""
+    return home.socket.with_name("supervisord.json")
+
+
+def old_session(home: supervisor.Home) -> int | None:
+    """The session of the supervisord that was started last; None if its number may be somebody else's by now."""
+    facts = json.loads(supervisor.read_text(record(home)) or "{}")
+    if facts.get("boot") != processes.boot():
+        return None
+    session = int(facts["session"])
+    return session if processes.started(session) in (None, facts["started"]) else None
 
 
 def stop(home: supervisor.Home, progress: job.Progress) -> None:
@@ -109,7 +127,7 @@ def stop(home: supervisor.Home, progress: job.Progress) -> None:
     until = time.monotonic() + _PATIENCE
     while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
         time.sleep(0.05)
-    processes.kill_all(str(home.folder))
+    processes.kill_all(str(home.folder), old_session(home))
 
 
 def main() -> None:
@@ -131,7 +149,8 @@ def main() -> None:
         home.check()
         up = supervisor.Supervisord(home).is_up()
         current = checksums.sha256(home.config) if home.config.exists() else ""
-        as_configured = up and supervisor.read_text(started_with(home)) == current
+        facts = json.loads(supervisor.read_text(record(home)) or "{}")
+        as_configured = up and facts.get("config") == current
         changed = not as_configured if state == "started" else up
         result: dict[str, Any] = {"changed": changed}
         if changed and not module.check_mode:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -101,36 +102,44 @@ class TestProcesses:
             assert processes.port_holder(port).startswith(f"process {os.getpid()} (")
         assert processes.is_free("127.0.0.1", port)
 
-    def test_leaderless_are_killed_and_others_left_alone(self, tmp_path: Path) -> None:
-        """An engine of two processes: the first is killed, the second would stay at full speed."""
+    @pytest.mark.parametrize("marked", [True, False], ids=["by their marks", "by their session"])
+    def test_leaderless_are_killed_and_others_left_alone(self, tmp_path: Path, marked: bool) -> None:
+        """Engines of two processes: the first is killed, the second would stay at full speed.
+
+        The second may hide the marks, as vLLM's workers do; then its session tells whose it is.
+        """
         home = str(tmp_path)
-        marks = {processes.HOME_MARK: home, processes.NAME_MARK: "engine"}
-        script = (
-            "import subprocess, sys, time;"
-            "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']);"
-            "print(child.pid, flush=True); time.sleep(600)"
+        child_marks = "None" if marked else "{}"
+        engine = (
+            "import os, subprocess, sys, time; os.setpgid(0, 0);"
+            f"child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], env={child_marks});"
+            "print(os.getpid(), child.pid, flush=True); time.sleep(600)"
         )
-
-        def start() -> tuple[subprocess.Popen[bytes], int]:
-            leader = subprocess.Popen(
-                [sys.executable, "-c", script],
-                stdout=subprocess.PIPE,
-                start_new_session=True,
-                env={**os.environ, **marks},
-            )
-            assert leader.stdout is not None
-            with leader.stdout as output:
-                return leader, int(output.readline())
-
-        whole, whole_child = start()
-        broken, orphan = start()
-        broken.kill()
-        broken.wait()
-        assert [p.pid for p in processes.kill_leaderless(home)] == [orphan]
-        assert {p.pid for p in processes.ours(home)} >= {whole.pid, whole_child}
-        assert processes.group_memory(whole.pid) > 1_000_000
-        assert {p.pid for p in processes.kill_all(home)} >= {whole.pid, whole_child}
-        whole.wait()
+        boss = (
+            "import subprocess, sys;"
+            f"engines = [subprocess.Popen([sys.executable, '-c', {engine!r}]) for _ in range(2)];"
+            "[engine.wait() for engine in engines]"
+        )
+        marks = {processes.HOME_MARK: home, processes.NAME_MARK: "engine"}
+        supervisor_ = subprocess.Popen(
+            [sys.executable, "-c", boss],
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            env={**os.environ, **marks},
+        )
+        assert supervisor_.stdout is not None
+        session = supervisor_.pid
+        with supervisor_.stdout as output:
+            whole, broken = ([int(word) for word in output.readline().split()] for _ in range(2))
+        os.kill(broken[0], signal.SIGKILL)
+        while Path(f"/proc/{broken[0]}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            os.sched_yield()  # until the kernel has ended the leader
+        assert [process.pid for process in processes.kill_leaderless(home, session)] == [broken[1]]
+        alive = {process.pid for process in processes.ours(home, session)}
+        assert alive >= {session, *whole}
+        assert processes.group_memory(whole[0]) > 1_000_000
+        assert {process.pid for process in processes.kill_all(home, session)} >= {session, *whole}
+        supervisor_.wait()
 
 
 PATHS = st.text(st.characters(exclude_categories=["C"], exclude_characters="\n"), min_size=1, max_size=20)

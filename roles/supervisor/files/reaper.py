@@ -5,6 +5,7 @@ A supervisord event listener (protocol: https://supervisord.org/events.html). En
 and a core each. Whenever a program ends, processes of ours whose group has lost its leader are killed.
 """
 
+import os
 import sys
 
 from processes import kill_leaderless
@@ -20,7 +21,8 @@ def main(home: str) -> None:
             return
         fields = dict(field.split(":", 1) for field in header.split())
         sys.stdin.read(int(fields["len"]))
-        for process in kill_leaderless(home):
+        # supervisord and all that it starts are one session.
+        for process in kill_leaderless(home, os.getsid(0)):
             sys.stderr.write(f"killed {process.pid}, left behind by {process.program}\n")
             sys.stderr.flush()
         sys.stdout.write("RESULT 2\nOK")
