@@ -49,7 +49,7 @@ def tables(requests: Figures, streams: Figures, bodies: Figures, models: Figures
         _table("Streams of 100 tokens, by streams", streams, [str(n) for n in STREAMS], _STREAMS),
         _table("Models in the map, 32 connections", models, [f"{n} models" for n in MODELS], _REQUESTS[:2]),
     ]
-    return "\n".join(parts)
+    return "\n".join(part for part in parts if part)
 
 
 def targets(requests: Figures, streams: Figures, models: Figures) -> list[dict[str, Any]]:
@@ -114,6 +114,8 @@ def target_table(found: list[dict[str, Any]]) -> str:
 def _table(
     title: str, figures: Figures, loads: list[str], columns: tuple[tuple[str, str, float, bool], ...]
 ) -> str:
+    if not any(load in of_peer for of_peer in figures.values() for load in loads):
+        return ""
     rows = [["", "", *(name for name, *_ in columns)]]
     direct = figures.get(peers.DIRECT, {})
     for load in loads:

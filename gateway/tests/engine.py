@@ -83,6 +83,8 @@ class Turn:
     async def send(self, *pieces: bytes) -> None:
         """Send pieces, each in a packet of its own as far as the kernel lets us."""
         for piece in pieces:
+            if self._writer.is_closing():
+                raise ConnectionResetError
             self._writer.write(piece)
             await self._writer.drain()
             await asyncio.sleep(0)
