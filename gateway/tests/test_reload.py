@@ -8,7 +8,7 @@ import pytest
 
 from .client import Answer, get, post
 from .conftest import Roundhouse, StartEngine, StartGateway, simple_map, until
-from .engine import DONE, END, STREAM_HEAD, FakeEngine, Turn, chunk, event
+from .engine import DONE, END, STREAM_HEAD, FakeEngine, Turn, chat, chunk, event
 
 ASK = post({"model": "tiny"})
 
@@ -162,6 +162,9 @@ async def test_many_reloads_under_load(start_gateway: StartGateway, start_engine
     stop = asyncio.Event()
 
     async def script(turn: Turn) -> None:
+        if "stream" not in turn.json:
+            await chat(turn)
+            return
         await turn.send(STREAM_HEAD)
         while not stop.is_set():
             await turn.send(chunk(event("a")))
@@ -172,19 +175,21 @@ async def test_many_reloads_under_load(start_gateway: StartGateway, start_engine
     roundhouse = await start_gateway(simple_map(*engines[:2]))
 
     async def stream() -> Answer:
-        return await (await roundhouse.connect()).ask(ASK)
+        return await (await roundhouse.connect()).ask(post({"model": "tiny", "stream": True}))
 
-    tasks = []
+    tasks = [asyncio.ensure_future(stream()) for _ in range(64)]
+    await until(lambda: sum(len(engine.turns) for engine in engines) == 64)
+    client = await roundhouse.connect()
     for number in range(100):
-        if number < 64:
-            tasks.append(asyncio.ensure_future(stream()))
-        some = engines[number % 4 :] or engines
+        some = engines[number % 4 :]
         roundhouse.write_map(
             simple_map(*some, names=" ".join(f"b{e.port}" for e in some), revision=f"r{number}")
         )
         roundhouse.gateway.reload()
-        await asyncio.sleep(0)
-    await until(lambda: sum(len(engine.turns) for engine in engines) == 64)
+        got = await client.ask(ASK)
+        assert got.status == 200
+        assert got.headers["x-roundhouse-backend"] in {f"b{e.port}" for e in some}
+    assert not any(task.done() for task in tasks)
     stop.set()
     answers = await asyncio.gather(*tasks)
     assert all(got.complete and got.body.endswith(DONE) for got in answers)

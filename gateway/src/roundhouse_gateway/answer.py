@@ -96,7 +96,7 @@ class Answer:
         self._mending = can_be_mended and status >= 400
         # None if nothing is held back.
         self._held: bytearray | None = None
-        self._length = length
+        self._length = length if not coding else None
         self._json = can_be_mended and status == 200 and kind.startswith(b"application/json")
         if self._mending or self._json:
             self._held = bytearray()
