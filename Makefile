@@ -15,7 +15,7 @@ TEST_REQUIREMENTS := requirements.txt gateway/requirements.txt requirements-test
     roles/engines/files/hub/requirements.txt
 
 .PHONY: help controller test-tools multi-models multi-engines serve status start stop restart remove logs
-.PHONY: test lint unit package molecule
+.PHONY: test lint unit soak bench package molecule
 
 help: ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -64,6 +64,12 @@ lint: test-tools ## Check style and types
 
 unit: test-tools ## Run the Python tests
 	@$(VENV)/python -m pytest
+
+soak: test-tools ## A minute of clients and engines that misbehave
+	@$(VENV)/python -m pytest gateway/tests -m slow
+
+bench: test-tools ## What the gateway costs, beside nginx and the Rust routers (ten minutes; BENCH_ARGS=--quick: one)
+	@cd gateway && ../$(VENV)/python -m bench $(BENCH_ARGS)
 
 package: test-tools ## Build the collection, as Galaxy gets it
 	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && $(VENV)/ansible-galaxy collection build --output-path "$$out" .
