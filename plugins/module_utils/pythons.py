@@ -72,7 +72,7 @@ def check_scarce(
     except JobError as error:
         raise JobError(
             f"{name} needs {', '.join(pins)}, which can't be had here ({error}) Name an index that has it, e.g. "
-            "PyTorch's own for the CPU: -e roundhouse_torch_index=https://download.pytorch.org/whl/cpu, or put the "
+            "PyTorch's own for the CPU, with -e roundhouse_torch_index=URL, or put the "
             "wheel into a folder and set PIP_FIND_LINKS to it. Nothing was downloaded."
         ) from error
 
