@@ -25,7 +25,11 @@ def padded(document: object, size: int) -> bytes:
 
 
 async def test_each_request_is_its_own(client: Client, engine: FakeEngine) -> None:
-    bodies = [{"model": "tiny", "n": number} for number in range(5)]
+    async def script(turn: Turn) -> None:
+        await turn.send(answer(padded(CHAT, 300 + turn.json["n"])))
+
+    engine.script = script
+    bodies = [{"model": "tiny", "n": 10**number} for number in range(5)]
     answers = [await client.ask(post(body)) for body in bodies]
     assert len(reader._known) == len(upstream._known_heads) == 1
     assert all(got.status == 200 and got.json == CHAT and got.complete for got in answers)

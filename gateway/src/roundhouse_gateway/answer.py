@@ -28,12 +28,12 @@ _TAIL = 16
 class KnownHead(NamedTuple):
     """The head of an answer that passed as it was: it does so again, if the same bytes come again.
 
-    `lines` are what the client gets of it, `length` is that of the body in bytes; `json` says that the body
-    has to be looked at first.
+    `before` and `after` are what the client gets of it, with the digits of the length in between; `json` says
+    that the body has to be looked at first.
     """
 
-    lines: bytes
-    length: int
+    before: bytes
+    after: bytes
     json: bool
 
 
@@ -106,10 +106,11 @@ class Answer:
 
     def known_head(self) -> KnownHead | None:
         """Return the head for the next time, if it is one of those that pass as they are."""
-        if self._status != 200 or self._length is None:
+        if self._status != 200 or self._length is None or self._length > mending.LIMIT:
             return None
         lines = heads.of_answer(self._status, self._phrase, self._headers, [])[:-2]
-        return KnownHead(lines, self._length, self._json)
+        start, end = heads.length_span(lines)
+        return KnownHead(lines[:start], lines[end:], self._json) if end else None
 
     def body(self, piece: bytes) -> None:
         """Take a piece of the body."""

@@ -157,7 +157,7 @@ class Exchange:
         if self._backend is None or connection is None:
             return
         self._backend.succeeded()
-        self._client.write_whole(known.lines, self._backend.name.encode(), body)
+        self._client.write_whole(known, self._backend.name.encode(), body)
         connection.release()
         self._over()
         self._client.answered()

@@ -82,6 +82,32 @@ def value(headers: Headers, name: bytes) -> bytes:
     return b""
 
 
+def length_span(head: bytes) -> tuple[int, int]:
+    """Return where the digits of the Content-Length are; nowhere if there is none, or none as usual."""
+    start = head.find(b"\r\nContent-Length: ")
+    if start < 0:
+        start = head.find(b"\r\ncontent-length: ")
+    if start < 0:
+        return 0, 0
+    start += 18
+    end = head.find(b"\r\n", start)
+    return (start, end) if head[start:end].isdigit() and end - start < 10 else (0, 0)
+
+
+def without_length(data: bytes) -> tuple[bytes, int, int]:
+    """Return the head at the start of `data` less the digits of its Content-Length, its size, and that length.
+
+    Heads that differ in nothing but their length are the same then. The length is -1 if there is none, or one
+    that is not written in the usual way.
+    """
+    size = data.find(b"\r\n\r\n") + 4
+    head = data[:size]
+    start, end = length_span(head)
+    if not end:
+        return b"", size, -1
+    return head[:start] + head[end:], size, int(head[start:end])
+
+
 def request_id(headers: Headers) -> str | None:
     """Return the client's request id if it can be used: at most 128 printable ASCII characters."""
     text = value(headers, b"x-request-id").decode("latin-1")

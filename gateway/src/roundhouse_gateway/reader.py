@@ -12,18 +12,17 @@ from collections import deque
 
 import httptools
 
-from roundhouse_gateway import errors
+from roundhouse_gateway import errors, heads
 from roundhouse_gateway.errors import GatewayError
 from roundhouse_gateway.request import Request
 
 log = logging.getLogger(__name__)
 
-# Requests that came before, by the bytes of their heads. Clients send the same heads again and again; one is
-# read and checked once, and the same bytes, at the start of a request that comes in one piece, mean the
-# same. Bounds: their number, and the size of each in bytes.
-_known: dict[bytes, tuple[Request, int]] = {}
+# Requests that came before, by the bytes of their heads, less those of the length. Clients send the same heads
+# again and again; one is read and checked once, and the same bytes, at the start of a request that comes in
+# one piece, mean the same. Bounds: their number, and the size of each in bytes.
+_known: dict[bytes, Request] = {}
 _MAX_KNOWN, _MAX_KNOWN_SIZE = 512, 4096
-_NONE = (None, 0)
 
 
 class RequestReader:
@@ -75,8 +74,8 @@ class RequestReader:
 
     def _take_known(self, data: bytes) -> bool:
         """Take a whole request with a known head, unparsed. Returns False if it is none."""
-        end = data.find(b"\r\n\r\n") + 4
-        known, length = _known.get(data[:end], _NONE)
+        head, end, length = heads.without_length(data)
+        known = _known.get(head)
         if known is None or len(data) - end != length or length > self._max_body or end > self._max_header:
             return False
         self.waiting.append(known.again(data[end:]))
@@ -85,12 +84,11 @@ class RequestReader:
     def _remember(self, data: bytes) -> None:
         """Remember the head of the request that was read last, if `data` is just that request."""
         request = self.waiting[-1]
-        end = data.find(b"\r\n\r\n") + 4
-        length = len(request.body)
-        if len(data) - end == length and 4 < end <= _MAX_KNOWN_SIZE and request.is_plain():
+        head, end, length = heads.without_length(data)
+        if len(data) - end == length == len(request.body) and end <= _MAX_KNOWN_SIZE and request.is_plain():
             if len(_known) >= _MAX_KNOWN:
                 _known.clear()
-            _known[data[:end]] = request.again(b""), length
+            _known[head] = request.again(b"")
 
     def refuse(self, error: GatewayError) -> None:
         """Let the request that is being read, or else the connection as such, be answered with an error."""

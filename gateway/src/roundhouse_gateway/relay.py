@@ -26,6 +26,7 @@ from roundhouse_gateway.timers import Deadline
 if TYPE_CHECKING:
     from sanic.models.protocol_types import TransportProtocol
 
+    from roundhouse_gateway.answer import KnownHead
     from roundhouse_gateway.gateway import Gateway
     from roundhouse_gateway.heads import Headers
     from roundhouse_gateway.request import Request
@@ -131,13 +132,15 @@ class GatewayProtocol(HttpProtocol):
         if transport is not None and not transport.is_closing():
             transport.write(data)
 
-    def write_whole(self, lines: bytes, backend: bytes, body: bytes) -> None:
-        """Send a complete answer: the first `lines` of its head, our own after them, and the body."""
+    def write_whole(self, known: KnownHead, backend: bytes, body: bytes) -> None:
+        """Send a complete answer: a known head, our own lines after it, and the body."""
         request = self._current
         if request is None:
             return
-        answer = b"%bX-Request-Id: %b\r\nX-Roundhouse-Backend: %b\r\n%b\r\n%b" % (
-            lines,
+        answer = b"%b%d%bX-Request-Id: %b\r\nX-Roundhouse-Backend: %b\r\n%b\r\n%b" % (
+            known.before,
+            len(body),
+            known.after,
             request.id.encode(),
             backend,
             b"".join([b"%b: %b\r\n" % header for header in self.connection_header()]),

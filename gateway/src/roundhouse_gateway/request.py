@@ -115,7 +115,6 @@ class Request:
             self.method == b"POST"
             and self.error is None
             and not (self.http10 or self.expects)
-            and heads.value(self.headers, b"content-length") != b""
             and not heads.value(self.headers, b"upgrade")
         )
 

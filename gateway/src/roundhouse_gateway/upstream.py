@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from roundhouse_gateway import errors, mending
+from roundhouse_gateway import errors, heads, mending
 from roundhouse_gateway.answer import KnownHead, NotHTTPError
 from roundhouse_gateway.heads import Headers
 from roundhouse_gateway.logs import fields
@@ -41,8 +41,9 @@ _PATIENCE = 3
 # Bodies up to this size are joined with their head: one buffer is written with less work than two.
 _JOINED = 16_384
 
-# Heads of answers that came before, by their bytes. A head is read once; the same bytes, at the start of an
-# answer that comes in one piece, mean the same. Bounds: their number, and the size of each in bytes.
+# Heads of answers that came before, by their bytes less those of the length. A head is read once; the same
+# bytes, at the start of an answer that comes in one piece, mean the same. Bounds: their number, and the size of each
+# in bytes.
 _known_heads: dict[bytes, KnownHead] = {}
 _MAX_KNOWN, _MAX_KNOWN_SIZE = 256, 4096
 
@@ -319,9 +320,9 @@ class EngineConnection(asyncio.Protocol):
 
     def _pass_known(self, exchange: Exchange, data: bytes) -> bool:
         """Pass on a whole answer with a known head, unparsed. Returns False if it is none."""
-        end = data.find(b"\r\n\r\n") + 4
-        known = _known_heads.get(data[:end])
-        if known is None or len(data) - end != known.length:
+        head, end, length = heads.without_length(data)
+        known = _known_heads.get(head)
+        if known is None or len(data) - end != length or length > mending.LIMIT:
             return False
         body = data[end:]
         if known.json and mending.may_be_error(body):
@@ -405,11 +406,11 @@ def _remember(data: bytes, answer: Answer | None) -> None:
     known = answer.known_head() if answer is not None else None
     if known is None:
         return
-    end = data.find(b"\r\n\r\n") + 4
-    if len(data) - end == known.length and 4 < end <= _MAX_KNOWN_SIZE:
+    head, end, length = heads.without_length(data)
+    if len(data) - end == length and end <= _MAX_KNOWN_SIZE:
         if len(_known_heads) >= _MAX_KNOWN:
             _known_heads.clear()
-        _known_heads[data[:end]] = known
+        _known_heads[head] = known
 
 
 def are_whole_chunks(data: bytes) -> bool:
