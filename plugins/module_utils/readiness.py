@@ -58,6 +58,20 @@ class Log:
         return [line.rstrip() for line in text.splitlines() if line.strip()][-count:]
 
 
+def bring_up(
+    home: supervisor.Home, daemon: supervisor.Supervisord, program: supervisor.Program, progress: job.Progress
+) -> bool:
+    """Let a program that is on disk run, and wait until it is ready; True if it had to be started. Raises JobError."""
+    log = Log(home.log(program.name))
+    daemon.take_in(program.name, progress)
+    starts = not daemon.is_running(program.name)
+    if starts:
+        daemon.call("startProcess", program.name, False)
+    if program.ready:
+        await_ready(daemon, program, log, progress)
+    return starts
+
+
 def await_ready(
     daemon: supervisor.Supervisord, program: supervisor.Program, log: Log, progress: job.Progress
 ) -> None:

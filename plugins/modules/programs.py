@@ -57,18 +57,6 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.roundhouse.llm.plugins.module_utils import job, ports, readiness, supervisor
 
 
-def start(
-    home: supervisor.Home, daemon: supervisor.Supervisord, program: supervisor.Program, progress: job.Progress
-) -> None:
-    """Start one that does not run, and wait until it is ready."""
-    ports.refuse_taken(program)
-    log = readiness.Log(home.log(program.name))
-    daemon.take_in(program.name, progress)
-    daemon.call("startProcess", program.name, False)
-    if program.ready:
-        readiness.await_ready(daemon, program, log, progress)
-
-
 def main() -> None:
     """Read the arguments, converge, tell Ansible."""
     module = AnsibleModule(
@@ -94,7 +82,8 @@ def main() -> None:
                 if stops:
                     daemon.stop(program.name, progress)
                 if starts:
-                    start(home, daemon, program, progress)
+                    ports.refuse_taken(program)
+                    readiness.bring_up(home, daemon, program, progress)
             if stops or starts:
                 touched.append(program.name)
         return {"changed": bool(touched), "names": touched}

@@ -187,14 +187,9 @@ def main() -> None:
             readiness.refuse_scarce_memory(program.name, given["memory"])
         if not same:
             supervisor.write_program(home, program, given["python"])
-        log = readiness.Log(home.log(program.name))
         begun = time.monotonic()
-        daemon.take_in(program.name, progress)
-        if not daemon.is_running(program.name):
-            daemon.call("startProcess", program.name, False)
+        if readiness.bring_up(home, daemon, program, progress):
             result["changed"] = True
-        if given["ready"]:
-            readiness.await_ready(daemon, program, log, progress)
         if result["changed"]:
             result["seconds"] = round(time.monotonic() - begun, 1)
         info = daemon.process(program.name)

@@ -42,6 +42,14 @@ def wait_for(file: Path) -> str:
     return file.read_text()
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, or a zombie that its parent has not looked at yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 class TestJob:
     def test_result_in_place(self) -> None:
         assert job.run(lambda _: {"changed": True}, None) == {"changed": True}
@@ -132,7 +140,7 @@ class TestProcesses:
         with supervisor_.stdout as output:
             whole, broken = ([int(word) for word in output.readline().split()] for _ in range(2))
         os.kill(broken[0], signal.SIGKILL)
-        while Path(f"/proc/{broken[0]}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        while not has_ended(broken[0]):
             os.sched_yield()  # until the kernel has ended the leader
         assert [process.pid for process in processes.kill_leaderless(home, session)] == [broken[1]]
         alive = {process.pid for process in processes.ours(home, session)}
