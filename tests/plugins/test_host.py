@@ -121,7 +121,8 @@ class TestProcesses:
         engine = (
             "import os, subprocess, sys, time; os.setpgid(0, 0);"
             f"child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], env={child_marks});"
-            "print(os.getpid(), child.pid, flush=True); time.sleep(600)"
+            # One write: two engines share the pipe, and lines must not mix.
+            "os.write(1, b'%d %d\\n' % (os.getpid(), child.pid)); time.sleep(600)"
         )
         boss = (
             "import subprocess, sys;"
