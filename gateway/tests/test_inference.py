@@ -76,9 +76,15 @@ def requests(draw: st.DrawFn) -> tuple[bytes, list[tuple[str, Any]]]:
     return text.encode(), members
 
 
-@given(requests(), names)
-def test_any_request(request_: tuple[bytes, list[tuple[str, Any]]], served_model: str) -> None:
+@given(requests(), names, st.integers(min_value=11, max_value=200))
+def test_any_request(request_: tuple[bytes, list[tuple[str, Any]]], served_model: str, stretch: int) -> None:
     body, members = request_
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inference, "_STRETCH", stretch)
+        _check_request(body, members, served_model)
+
+
+def _check_request(body: bytes, members: list[tuple[str, Any]], served_model: str) -> None:
     given_values = dict(members)
     asked = inference.read(body, b"application/json")
     assert asked.model == given_values["model"]
@@ -123,9 +129,12 @@ def test_any_repeated_key(
         return
     spelling = "".join(map(_escaped, key)) if escaped else key
     twice = body.rstrip()[:-1] + f',"{spelling}":"x"}}'.encode()
-    with pytest.raises(GatewayError) as caught:
-        inference.read(twice, b"")
-    assert (caught.value.code, caught.value.param) == ("duplicate_key", key)
+    for stretch in (11, 50, 16_384):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(inference, "_STRETCH", stretch)
+            with pytest.raises(GatewayError) as caught:
+                inference.read(twice, b"")
+        assert (caught.value.code, caught.value.param) == ("duplicate_key", key)
 
 
 @given(st.binary(max_size=40) | st.text(alphabet='{}[]",:\\u0model1e+- \n', max_size=30).map(str.encode))

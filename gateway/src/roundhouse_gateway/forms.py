@@ -27,7 +27,7 @@ class Field(Struct, frozen=True):
     part_span: tuple[int, int]
 
 
-def fields(body: bytes, content_type: bytes, wanted: Container[str]) -> Iterator[Field]:
+def fields(body: bytes | bytearray, content_type: bytes, wanted: Container[str]) -> Iterator[Field]:
     """Yield the `wanted` fields of a form.
 
     Raises GatewayError: invalid_form, duplicate_key (a wanted field twice) or invalid_value (empty, or no
@@ -60,7 +60,7 @@ def _delimiter(content_type: bytes) -> bytes:
     return b"--" + boundary
 
 
-def _parts(body: bytes, delimiter: bytes) -> Iterator[tuple[int, bytes, int, int]]:
+def _parts(body: bytes | bytearray, delimiter: bytes) -> Iterator[tuple[int, bytes, int, int]]:
     """Yield for each part: where its delimiter starts, its head, and where its value starts and ends."""
     if not body.startswith(delimiter):
         raise errors.invalid_form("it does not start with its boundary")
@@ -75,7 +75,7 @@ def _parts(body: bytes, delimiter: bytes) -> Iterator[tuple[int, bytes, int, int
         value_end = body.find(b"\r\n" + delimiter, head_end + 4)
         if value_end < 0:
             raise errors.invalid_form("its last boundary is missing")
-        yield start, body[after + 2 : head_end], head_end + 4, value_end
+        yield start, bytes(body[after + 2 : head_end]), head_end + 4, value_end
         start = value_end + 2
         after = start + len(delimiter)
     if body[after + 2 :].strip(b"\r\n"):

@@ -32,12 +32,18 @@ ENDPOINTS: frozenset[bytes] = frozenset(
 ) | frozenset(f"/{name}".encode() for name in _WITH_AND_WITHOUT_V1)
 
 Span: TypeAlias = tuple[int, int]
-Piece: TypeAlias = bytes | memoryview
+Body: TypeAlias = bytes | bytearray
+Piece: TypeAlias = Body | memoryview
 NOWHERE: Span = (0, 0)
 
 _FORM_TYPE = re.compile(rb"multipart/form-data\s*(?:;|$)", re.IGNORECASE)
 
+_NAME = re.compile(rb'"(?:model|owned_by|stream)"')
 _KEY = re.compile(rb'"(model|owned_by|stream)"[ \t\r\n]*:[ \t\r\n]*')
+_LONGEST_NAME = len(b'"owned_by"')
+# Bytes that are searched for keys in one go, before the next quote is looked for: most of a large body is a
+# string (an image), and looking for one byte is ten times as fast as any other search.
+_STRETCH = 16_384
 _COLON = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*")
 _COMMA_AFTER = re.compile(rb"[ \t\r\n]*,")
 _BLANKS = b" \t\r\n"
@@ -75,7 +81,7 @@ _decode_string = msgspec.json.Decoder(str | None).decode
 _encode_string = msgspec.json.Encoder().encode
 
 
-def read(body: bytes, content_type: bytes) -> Asked:
+def read(body: Body, content_type: bytes) -> Asked:
     """Return what the request with this `body` asks for.
 
     Raises GatewayError: invalid_json, invalid_form, invalid_value or duplicate_key.
@@ -85,7 +91,7 @@ def read(body: bytes, content_type: bytes) -> Asked:
     return _read_json(body)
 
 
-def rewritten(body: bytes, asked: Asked, served_model: str) -> list[Piece]:
+def rewritten(body: Body, asked: Asked, served_model: str) -> list[Piece]:
     """Return the body for an engine that calls the model `served_model`, in pieces of the original."""
     changes: list[tuple[Span, bytes]] = []
     if asked.model != served_model:
@@ -105,7 +111,7 @@ def rewritten(body: bytes, asked: Asked, served_model: str) -> list[Piece]:
     return [piece for piece in pieces if piece]
 
 
-def _read_json(body: bytes) -> Asked:
+def _read_json(body: Body) -> Asked:
     try:
         deciding = _decode_deciding(body)
     except msgspec.ValidationError:
@@ -141,7 +147,7 @@ def _read_json(body: bytes) -> Asked:
     )
 
 
-def _explained(error: msgspec.DecodeError, body: bytes) -> str:
+def _explained(error: msgspec.DecodeError, body: Body) -> str:
     if not body.strip():
         return "it is empty"
     if body.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
@@ -160,7 +166,7 @@ def _text(name: str, raw: Raw) -> str | None:
     return value
 
 
-def _keys(body: bytes) -> dict[bytes, Span]:
+def _keys(body: Body) -> dict[bytes, Span]:
     """Return where the deciding keys of the top level start, and where their values do.
 
     In valid JSON a match of `_KEY` is a key of some object, or the tail of a longer key. If there is but
@@ -168,7 +174,7 @@ def _keys(body: bytes) -> dict[bytes, Span]:
     walked.
     """
     keys: dict[bytes, Span] = {}
-    for match in _KEY.finditer(body):
+    for match in _KEY.finditer(body) if len(body) <= _STRETCH else _matches(body):
         if match[1] in keys:
             break
         keys[match[1]] = match.span()
@@ -184,7 +190,22 @@ def _keys(body: bytes) -> dict[bytes, Span]:
     return keys
 
 
-def _walk(body: bytes) -> Iterator[tuple[bytes, int, int]]:
+def _matches(body: Body) -> Iterator[re.Match[bytes]]:
+    """Yield the matches of `_KEY` in a large body."""
+    position = 0
+    while position >= 0:
+        end = position + _STRETCH
+        # A name that the end of the stretch cuts belongs to the next one.
+        overlap = end - _LONGEST_NAME + 1
+        for name in _NAME.finditer(body, position, end):
+            overlap = max(overlap, name.end())
+            match = _KEY.match(body, name.start())
+            if match:
+                yield match
+        position = body.find(b'"', overlap)
+
+
+def _walk(body: Body) -> Iterator[tuple[bytes, int, int]]:
     """Yield name, start, and start of the value of every deciding key at the top level of valid JSON."""
     depth = 0
     for token in _TOKEN.finditer(body):
@@ -200,7 +221,7 @@ def _walk(body: bytes) -> Iterator[tuple[bytes, int, int]]:
             depth += 1 if first in _OPENING else -1
 
 
-def _member(body: bytes, start: int, end: int) -> Span:
+def _member(body: Body, start: int, end: int) -> Span:
     """Return the span of the member from `start` to `end`, with the comma that belongs to it."""
     after = _COMMA_AFTER.match(body, end)
     if after:
@@ -211,7 +232,7 @@ def _member(body: bytes, start: int, end: int) -> Span:
     return (before if body[before] == _COMMA else start), end
 
 
-def _read_form(body: bytes, content_type: bytes) -> Asked:
+def _read_form(body: Body, content_type: bytes) -> Asked:
     fields = {
         field.name: field for field in forms.fields(body, content_type, ("model", "owned_by", "stream"))
     }

@@ -194,5 +194,4 @@ class RequestReader:
         """Take the request as complete."""
         request = self.incoming
         if request is not None:
-            request.complete()
             self._queue(request)

@@ -27,9 +27,7 @@ class Request:
     __slots__ = (
         "_clients_id",
         "_kind",
-        "_parts",
         "_passed",
-        "_size",
         "body",
         "error",
         "expects",
@@ -53,10 +51,9 @@ class Request:
         self.keep_alive = False
         self.expects = False
         self.has_head = False
-        self.body = b""
+        # A body that comes in pieces is collected in one buffer, which grows without being copied.
+        self.body: bytes | bytearray = b""
         self.error: GatewayError | None = None
-        self._parts: list[bytes] = []
-        self._size = 0
         # What the headers say that is asked more than once, as soon as it has been looked for.
         self._clients_id: str | None = None
         self._kind: bytes | None = None
@@ -136,17 +133,16 @@ class Request:
 
     def add(self, piece: bytes, max_body: int) -> None:
         """Take a piece of the body."""
-        self._size += len(piece)
-        if self._size > max_body:
+        body = self.body
+        if len(body) + len(piece) > max_body:
             self.error = errors.request_too_large(max_body)
-            self._parts = []
+            self.body = b""
+        elif not body:
+            self.body = piece
+        elif isinstance(body, bytearray):
+            body += piece
         else:
-            self._parts.append(piece)
-
-    def complete(self) -> None:
-        """Take the body as complete."""
-        parts, self._parts = self._parts, []
-        self.body = parts[0] if len(parts) == 1 else b"".join(parts)
+            self.body = bytearray(body) + piece
 
     def _check(self, version: str, max_header: int, max_body: int) -> GatewayError | None:
         hosts = length = 0
