@@ -27,7 +27,7 @@ def answer(
         body = json.dumps(body, separators=(",", ":")).encode()
     lines = [
         f"HTTP/1.1 {status} Reason",
-        "server: fake",
+        *([] if any(header.lower().startswith("server:") for header in headers) else ["server: fake"]),
         f"content-type: {kind}",
         f"content-length: {len(body)}",
     ]

@@ -232,6 +232,45 @@ async def test_engine_that_restarts(start_gateway: StartGateway, engine: FakeEng
     assert (await client.ask(ASK)).status == 200
 
 
+async def test_replica_that_restarts(start_gateway: StartGateway, start_engine: StartEngine) -> None:
+    """A killed replica costs what was in flight on it; until it is up again, nothing is asked of it."""
+
+    async def loading(turn: Turn) -> None:
+        await turn.send(answer({"error": {"code": 503, "message": "Loading model"}}, 503))
+
+    gate = Gate()
+    killed, other = await start_engine(gate), await start_engine()
+    roundhouse = await start_gateway(simple_map(killed, other, health={"interval": 0.05}))
+    clients = [await roundhouse.connect() for _ in range(2)]
+    in_flight = asyncio.ensure_future(clients[0].ask(ASK))
+    await until(lambda: killed.turns)
+    await killed.stop()
+    assert (await in_flight).status == 502
+    killed.health, killed.script = 503, loading
+    await killed.start()
+    for _ in range(6):
+        got = await clients[1].ask(ASK)
+        assert (got.status, got.headers["x-roundhouse-backend"]) == (200, "two")
+    gate.open.set()
+    killed.health, killed.script = 200, gate
+    await until(lambda: not roundhouse.backend("one").suspect)
+    names = [(await clients[1].ask(ASK)).headers["x-roundhouse-backend"] for _ in range(2)]
+    assert sorted(names) == ["one", "two"]
+
+
+async def test_replica_that_died_while_idle(start_gateway: StartGateway, start_engine: StartEngine) -> None:
+    engines = [await start_engine() for _ in range(2)]
+    roundhouse = await start_gateway(simple_map(*engines))
+    client = await roundhouse.connect()
+    for _ in range(2):
+        assert (await client.ask(ASK)).status == 200
+    await engines[0].stop()
+    await until(lambda: roundhouse.backend("one").suspect)
+    await engines[0].start()
+    names = {(await client.ask(ASK)).headers["x-roundhouse-backend"] for _ in range(4)}
+    assert names == {"two"}
+
+
 async def test_idle_connections_expire(
     start_gateway: StartGateway, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """The official Python clients, against a fake engine behind the gateway."""
 
 import asyncio
+import json
 from typing import Any
 
 import anthropic
@@ -155,3 +156,54 @@ async def test_anthropic(roundhouse: Roundhouse, engine: FakeEngine) -> None:
             async for _ in stream:
                 pass
     assert "x-api-key" not in engine.turns[0].headers
+
+
+async def test_anthropic_streams(roundhouse: Roundhouse, engine: FakeEngine) -> None:
+    start = {
+        "id": "m",
+        "type": "message",
+        "role": "assistant",
+        "model": "tiny",
+        "content": [],
+        "stop_reason": None,
+    }
+    start |= {"stop_sequence": None, "usage": {"input_tokens": 5, "output_tokens": 1}}
+    call = {"type": "tool_use", "id": "t", "name": "model", "input": {}}
+    events = [
+        {"type": "message_start", "message": start},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Four."}},
+        {"type": "content_block_stop", "index": 0},
+        {"type": "content_block_start", "index": 1, "content_block": call},
+        {
+            "type": "content_block_delta",
+            "index": 1,
+            "delta": {"type": "input_json_delta", "partial_json": '{"a":1}'},
+        },
+        {"type": "content_block_stop", "index": 1},
+        {
+            "type": "message_delta",
+            "delta": {"stop_reason": "tool_use", "stop_sequence": None},
+            "usage": {"output_tokens": 2},
+        },
+        {"type": "message_stop"},
+    ]
+
+    async def script(turn: Turn) -> None:
+        pieces = [f"event: {one['type']}\ndata: {json.dumps(one)}\n\n".encode() for one in events]
+        await turn.send(STREAM_HEAD, *map(chunk, pieces), END)
+
+    engine.script = script
+
+    def ask() -> Any:
+        with (
+            anthropic.Anthropic(base_url=roundhouse.url, api_key="none", max_retries=0) as client,
+            client.messages.stream(model="tiny@fake", max_tokens=9, messages=MESSAGES) as stream,
+        ):
+            return stream.get_final_message()
+
+    got = await asyncio.to_thread(ask)
+    assert [block.type for block in got.content] == ["text", "tool_use"]
+    assert (got.content[0].text, got.content[1].input) == ("Four.", {"a": 1})
+    assert (got.usage.input_tokens, got.usage.output_tokens) == (5, 2)
+    assert engine.turns[0].json["model"] == "tiny"

@@ -38,6 +38,9 @@ IDLE_EXPIRY = 4.0
 # Failures in a row after which a backend gets no new requests.
 _PATIENCE = 3
 
+# What a load gets on top so that it is above any other.
+_LAST_RESORT = 1e12
+
 # Bodies up to this size are joined with their head: one buffer is written with less work than two.
 _JOINED = 16_384
 
@@ -72,6 +75,7 @@ class Backend:
         "owned_by",
         "port",
         "removed",
+        "suspect",
         "timeouts",
         "url",
         "weight",
@@ -88,6 +92,8 @@ class Backend:
         self.in_flight = 0
         self.failures = 0
         self.ejected = False
+        # True from any failure to the next good probe: others are asked first meanwhile.
+        self.suspect = False
         self.removed = False
         self.last_error: str | None = None
         self.configure(route, address)
@@ -115,6 +121,7 @@ class Backend:
     def failed(self, why: str) -> None:
         """Note that the backend did not answer a request or a probe."""
         self.failures += 1
+        self.suspect = True
         self.last_error = why
         if self.failures >= _PATIENCE and not (self.ejected or self.removed):
             self.ejected = True
@@ -126,6 +133,7 @@ class Backend:
             self.failed(error)
             return
         self.failures = 0
+        self.suspect = False
         if self.ejected:
             self.ejected = False
             log.info("backend returned", extra=fields(backend=self.name))
@@ -149,8 +157,9 @@ def choose(route: Route, backends: Sequence[Backend], tried: Collection[Backend]
     """Return the backend for a new request, or None if all that could take it have been tried.
 
     It is the one with the fewest requests in flight for its weight; among equals the first, and the
-    caller moves a chosen one behind the others. Raises GatewayError: engine_unavailable or engine_busy,
-    if nothing was tried.
+    caller moves a chosen one behind the others. One that failed and has not been probed since (it may be an
+    engine that is just coming up again) is chosen only if there is no other. Raises
+    GatewayError: engine_unavailable or engine_busy, if nothing was tried.
     """
     best: Backend | None = None
     least = 0.0
@@ -162,6 +171,8 @@ def choose(route: Route, backends: Sequence[Backend], tried: Collection[Backend]
             full = True
             continue
         load = (backend.in_flight + 1) / backend.weight
+        if backend.suspect:
+            load += _LAST_RESORT
         if best is None or load < least:
             best, least = backend, load
     if best is None and not tried:
@@ -344,6 +355,8 @@ class EngineConnection(asyncio.Protocol):
         exchange, self._exchange = self._exchange, None
         if self in self.backend.idle:
             self.backend.idle.remove(self)
+            # Idle connections are closed here before engines close them, so this engine is ending.
+            self.backend.suspect = True
         if exchange is not None:
             exchange.connection_lost(exc)
 
