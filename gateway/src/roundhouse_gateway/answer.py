@@ -13,10 +13,10 @@ from roundhouse_gateway import errors, heads, mending
 from roundhouse_gateway.heads import Headers
 
 if TYPE_CHECKING:
+    from roundhouse_gateway.backend import Backend
     from roundhouse_gateway.errors import GatewayError
     from roundhouse_gateway.relay import GatewayProtocol
     from roundhouse_gateway.request import Request
-    from roundhouse_gateway.upstream import Backend
 
 _BODILESS = frozenset((204, 304))
 _EVENT_ENDS = (b"\n\n", b"\n\r\n", b"\r\r")

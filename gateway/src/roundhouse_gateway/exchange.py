@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from roundhouse_gateway import errors, heads
 from roundhouse_gateway.answer import Answer, NotHTTPError
-from roundhouse_gateway.upstream import Backend, EngineConnection, choose
+from roundhouse_gateway.backend import Backend, choose
+from roundhouse_gateway.upstream import EngineConnection
 
 if TYPE_CHECKING:
     from roundhouse_gateway.answer import KnownHead

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from roundhouse_gateway import routing
+from roundhouse_gateway.backend import Backend
 from roundhouse_gateway.routing import Route, RoutingTable
-from roundhouse_gateway.upstream import Backend
 
 
 class Fleet:

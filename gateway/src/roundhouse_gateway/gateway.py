@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from roundhouse_gateway import routing
+from roundhouse_gateway.backend import IDLE_EXPIRY
 from roundhouse_gateway.fleet import Fleet
 from roundhouse_gateway.health import Prober
 from roundhouse_gateway.logs import fields
 from roundhouse_gateway.routing import MapError, RoutingTable
-from roundhouse_gateway.upstream import IDLE_EXPIRY
 
 if TYPE_CHECKING:
     from roundhouse_gateway.relay import GatewayProtocol

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import httpx
 
 if TYPE_CHECKING:
+    from roundhouse_gateway.backend import Backend
     from roundhouse_gateway.fleet import Fleet
-    from roundhouse_gateway.upstream import Backend
 
 
 class Target(NamedTuple):
