@@ -94,8 +94,8 @@ StartGateway = Callable[..., Awaitable[Roundhouse]]
 async def start_engine() -> AsyncIterator[StartEngine]:
     engines: list[FakeEngine] = []
 
-    async def start(script: Script = chat) -> FakeEngine:
-        engines.append(await FakeEngine(script).start())
+    async def start(script: Script = chat, host: str = "127.0.0.1", port: int = 0) -> FakeEngine:
+        engines.append(await FakeEngine(script, host, port).start())
         return engines[-1]
 
     yield start

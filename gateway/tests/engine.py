@@ -118,23 +118,24 @@ async def chat(turn: Turn) -> None:
 class FakeEngine:
     """Listens on a port of its own. `script` answers each request; probes get `health`, a status."""
 
-    def __init__(self, script: Script = chat) -> None:
+    def __init__(self, script: Script = chat, host: str = "127.0.0.1", port: int = 0) -> None:
         self.script = script
+        self.host = host
         self.health = 200
         self.turns: list[Turn] = []
         self.connections = 0
         self.probes = 0
         self.open: set[asyncio.StreamWriter] = set()
-        self.port = 0
+        self.port = port
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     async def start(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._serve, self.host, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
 
 from roundhouse_gateway import routing
 from roundhouse_gateway.backend import Backend
+from roundhouse_gateway.routing import Backend as Address
 from roundhouse_gateway.routing import Route, RoutingTable
 
 
@@ -17,6 +22,8 @@ class Fleet:
         self.leaving: list[Backend] = []
         self._by_address: dict[tuple[str, str], Backend] = {}
         self._by_route: dict[Route, list[Backend]] = {}
+        # Base URLs by address, of URLs whose host is to be looked up.
+        self._found: dict[str, tuple[str, ...]] = {}
 
     def backends_of(self, route: Route) -> list[Backend]:
         """Return the backends of a route of the live map."""
@@ -29,7 +36,7 @@ class Fleet:
         by_route: dict[Route, list[Backend]] = {}
         for route in table.routes:
             backends = []
-            for address in route.backends:
+            for address in self._addresses(route):
                 key = (address.name, address.url)
                 backend = known.pop(key, None)
                 if backend is None:
@@ -45,6 +52,25 @@ class Fleet:
             backend.close_idle()
         self.leaving = [backend for backend in known.values() if backend.in_flight]
         self.table, self._by_address, self._by_route = table, by_address, by_route
+
+    def names(self) -> set[str]:
+        """Return the URLs of the live map whose hosts are to be looked up."""
+        return {address.url for route in self.table.routes for address in route.backends if address.resolve}
+
+    def found(self, url: str, addresses: tuple[str, ...]) -> None:
+        """Take what a look-up of the host of `url` found: one base URL per IP address."""
+        self._found[url] = addresses
+        self.apply(self.table)
+
+    def _addresses(self, route: Route) -> Iterable[Address]:
+        """Yield the addresses behind a route, those found by looking up among them."""
+        for address in route.backends:
+            if not address.resolve:
+                yield address
+                continue
+            for url in self._found.get(address.url, ()):
+                name = f"{address.name}@{urlsplit(url).hostname}"
+                yield msgspec.structs.replace(address, name=name, url=url)
 
     def sweep(self, before: float) -> None:
         """Close connections idle since `before` (the loop's time), and forget backends that have left."""

@@ -12,6 +12,7 @@ from roundhouse_gateway.backend import IDLE_EXPIRY
 from roundhouse_gateway.fleet import Fleet
 from roundhouse_gateway.health import Prober
 from roundhouse_gateway.logs import fields
+from roundhouse_gateway.resolver import Resolver
 from roundhouse_gateway.routing import MapError, RoutingTable
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Gateway:
         self.loaded_at = datetime.now(UTC)
         self.last_error: str | None = None
         self._prober = Prober()
+        self._resolver = Resolver(self._found)
         self._tick: asyncio.TimerHandle | None = None
         # The content of the file which was loaded or refused last, what was seen at the last look, and the
         # inode.
@@ -44,14 +46,15 @@ class Gateway:
         self._apply(routing.load(self._known))
 
     def start(self) -> None:
-        """Begin to probe backends and to look at the map's file."""
-        self._prober.watch(self.fleet)
+        """Begin to look up and to probe backends, and to look at the map's file."""
+        self._watch()
         self._tick = asyncio.get_running_loop().call_later(_LOOK_INTERVAL, self._look)
 
     async def stop(self) -> None:
         """End the work in the background, and close the connections to engines."""
         if self._tick is not None:
             self._tick.cancel()
+        await self._resolver.stop()
         await self._prober.stop()
         self.fleet.close()
 
@@ -66,6 +69,14 @@ class Gateway:
             return
         self.last_error = None
         self._apply(table)
+        self._watch()
+
+    def _watch(self) -> None:
+        self._resolver.watch(self.fleet.names())
+        self._prober.watch(self.fleet)
+
+    def _found(self, url: str, addresses: tuple[str, ...]) -> None:
+        self.fleet.found(url, addresses)
         self._prober.watch(self.fleet)
 
     def _look(self) -> None:

@@ -28,11 +28,15 @@ class MapError(Exception):
 
 
 class Backend(Struct, frozen=True, forbid_unknown_fields=True):
-    """One address behind a route. `weight` is its share of new requests; 0 = none."""
+    """One address behind a route. `weight` is its share of new requests; 0 = none.
+
+    With `resolve` every IP address that the host of `url` has is a backend of its own (a headless Service).
+    """
 
     name: Text
     url: Text
     weight: Annotated[int, Meta(ge=0)] = 1
+    resolve: bool = False
 
 
 class Health(Struct, frozen=True, forbid_unknown_fields=True):

@@ -10,7 +10,12 @@ from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog import shap
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.engines import RUNS, can_run
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.problems import Problems, or_known
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.shape import Key
-from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.weights import check_format, read_weights
+from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.weights import (
+    check_format,
+    check_place,
+    loads_from_hub,
+    read_weights,
+)
 
 _DNS_LABEL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -68,11 +73,13 @@ def read_deployment(
     if weights is None:
         return None
     check_format(weights, engine, platform, problems)
+    check_place(weights, platform, problems)
     entry["weights"] = weights
     _read_gpus(entry, engine, platform, problems)
     entry["owned_by"] = engine["owned_by"]
     entry["gpu_memory_of"] = engine["gpu_memory_of"]
     entry["gpu_memory_flag"] = None
+    entry["after"] = []
     entry["env"] = {key: _word(value) for key, value in entry["env"].items()}
     entry["args"] = [_word(word) for word in entry["args"]]
     return entry
@@ -102,7 +109,20 @@ def command(entry: Mapping[str, Any], engine: Mapping[str, Any], platform: str) 
     What only the place where it runs can tell ({python}, {files}, {weights}, {host}, {port}) is left to `fill`.
     """
     facts = {"served_model": entry["model"]}
-    words = [*engine["runs"][RUNS[platform]]["command"], *engine["arguments"]]
+    weights = entry["weights"]
+    from_hub = loads_from_hub(weights, platform)
+    if from_hub:
+        facts |= {
+            "weights": weights["hf"],
+            "repository": weights["hf"],
+            "revision": weights["revision"],
+            "file": weights["file"] or "",
+        }
+    words = [
+        *engine["runs"][RUNS[platform]]["command"],
+        *engine["weights"].get("hub" if from_hub else "file", []),
+        *engine["arguments"],
+    ]
     settings = {
         "context_length": entry["context_length"],
         "gpu_memory": entry["gpu_memory_flag"],

@@ -19,6 +19,12 @@ def _is_formats(value: Any) -> bool:
     return shape.is_texts(value) and bool(value) and all(item in FORMATS for item in value)
 
 
+def _is_weight_words(value: Any) -> bool:
+    return shape.is_mapping(value) and all(
+        key in ("file", "hub") and shape.is_words(words) for key, words in value.items()
+    )
+
+
 def _is_options(value: Any) -> bool:
     return shape.is_mapping(value) and all(
         key in ("context_length", "gpu_memory", "gpus") and shape.is_words(words)
@@ -35,12 +41,18 @@ ENGINE_KEYS: Mapping[str, Key] = {
         "'total' or 'free': what its memory flag is a share of", ("total", "free").__contains__
     ),
     "arguments": Key("a list of command line words", shape.is_words, default=[]),
+    "weights": Key(
+        "command line words that name the weights: as a 'file' (or folder), and of the 'hub' that it loads from",
+        _is_weight_words,
+        default={},
+    ),
     "options": Key(
         "command line words per deployment key (context_length, gpu_memory, gpus)", _is_options, default={}
     ),
     "health": Key("a mapping of path, interval and timeout", shape.is_mapping, default={}),
     "timeouts": Key("a mapping of connect, first_byte and idle", shape.is_mapping, default={}),
     "max_in_flight": Key("a number of requests", shape.is_positive_count, default=256),
+    "phases": Key("a mapping of words in its log to what they mean", shape.is_scalars, default={}),
     "stop_timeout": Key("seconds between SIGTERM and SIGKILL", shape.is_seconds, default=30),
     "runs": Key("a mapping of process and container", shape.is_mapping, required=True),
 }
@@ -62,12 +74,14 @@ RUN_KEYS: Mapping[str, Mapping[str, Key]] = {
         "scarce": Key("a list of pins that not every package index has", shape.is_texts, default=[]),
         "converts": Key(f"a list of formats out of {', '.join(FORMATS)}", _is_formats, default=[]),
         "memory": Key("a mapping of base (bytes) and per_weight_byte", shape.is_mapping, default={}),
-        "phases": Key("a mapping of words in its log to what they mean", shape.is_scalars, default={}),
     },
     "container": {
         "image": Key("an image with its tag", shape.is_text, required=True),
         "command": Key("a list of command line words", shape.is_words, required=True),
         "env": Key("a mapping of environment variables", shape.is_scalars, default={}),
+        "user": Key(
+            "the id of the user it runs as, if it need not be the image's own", shape.is_positive_count
+        ),
     },
 }
 

@@ -32,14 +32,16 @@ def flag_value(share: Decimal, taken: Decimal, of: str) -> Decimal:
 
 
 def share_out(deployments: Sequence[dict[str, Any]], problems: Problems) -> None:
-    """Give every deployment on the GPU its `gpu_memory` and `gpu_memory_flag`, in start order.
+    """Give every deployment on the GPU its `gpu_memory`, `gpu_memory_flag` and `after`, in start order.
 
+    `after` are the names of those that must be ready before it starts, for it sizes itself by what they left.
     Each deployment has `place`, `gpus`, `replicas`, `gpu_memory` (a share or None) and `gpu_memory_of`.
     """
     users = [d for d in deployments if d["gpus"] > 0]
     shared = len(users) > 1 or any(d["replicas"] > 1 for d in users)
     taken = Decimal(0)
-    for user in users:
+    for index, user in enumerate(users):
+        user["after"] = [earlier["name"] for earlier in users[:index]]
         if user["gpu_memory"] is None and shared:
             others = ", ".join(d["name"] for d in users if d is not user) or "its own replicas"
             problems.at(user["place"]).add(

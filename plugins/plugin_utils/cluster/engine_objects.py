@@ -1,0 +1,202 @@
+"""The Kubernetes objects of a deployment: a Deployment and a Service of its name, and a headless one for replicas."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping, Sequence
+from math import ceil
+from typing import Any
+
+from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.deployments import fill
+from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.weights import CLAIM_FOLDER
+from ansible_collections.roundhouse.llm.plugins.plugin_utils.cluster.objects import (
+    ENGINE_PORT,
+    MODEL,
+    ORDER,
+    OWNED_BY,
+    Object,
+    container_security,
+    labels,
+    metadata,
+    pod,
+    probe,
+    selector,
+    service,
+)
+
+#: Seconds in which the cluster's proxies learn that a pod ends, before its engine does.
+_LEAVE = 5
+
+#: Seconds for the image to be pulled, on top of the time that the engine may take to start.
+_PULL = 3600
+
+_STARTUP_PERIOD = 5
+
+
+def engine_objects(
+    deployment: Mapping[str, Any], order: int, weights: Mapping[str, Any], settings: Mapping[str, Any]
+) -> list[Object]:
+    """The objects of one deployment of the resolved catalog.
+
+    `weights` is a result of the module weights (`path` on the host), or empty if the engine fetches them itself.
+    `settings`: `namespace`; `folders` (host folders that the nodes see, as a mapping of host path to node path) or
+    `claim` (name of the PersistentVolumeClaim for weights); `token_secret` (name, or empty); `gateway_image`;
+    and what the user sets for all pods: `image_pull_secrets`, `node_selector`, `tolerations`, `runtime_class`,
+    `image_pull_policy`.
+    """
+    name = deployment["name"]
+    of = labels(name, "engine", deployment["engine"])
+    annotations = {
+        MODEL: deployment["model"],
+        OWNED_BY: deployment["owned_by"],
+        ORDER: str(order),
+    }
+    found: list[Object] = [
+        {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": metadata(name, settings, of, annotations),
+            "spec": {
+                "replicas": deployment["replicas"],
+                "revisionHistoryLimit": 2,
+                "progressDeadlineSeconds": round(deployment["startup_timeout"]) + _PULL,
+                "strategy": _strategy(deployment),
+                "selector": {"matchLabels": selector(name)},
+                "template": {"metadata": {"labels": of}, "spec": _pod(deployment, weights, settings)},
+            },
+        },
+        service(name, settings, of, ENGINE_PORT),
+    ]
+    if deployment["replicas"] > 1:
+        found.append(service(headless(name), settings, of, ENGINE_PORT, headless=True))
+    return found
+
+
+def headless(name: str) -> str:
+    """The name of the Service by which the replicas of a deployment are found one by one."""
+    return f"{name}-replicas"
+
+
+def cluster_addresses(deployments: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Per deployment its backend, as the gateway in the same namespace reaches it."""
+    return {
+        d["name"]: [
+            {"name": d["name"], "url": f"http://{headless(d['name'])}:{ENGINE_PORT}", "resolve": True}
+            if d["replicas"] > 1
+            else {"name": d["name"], "url": f"http://{d['name']}:{ENGINE_PORT}"}
+        ]
+        for d in deployments
+    }
+
+
+def _strategy(deployment: Mapping[str, Any]) -> Object:
+    """With a GPU the old pod has to go first: two of them would not fit."""
+    if deployment["gpus"]:
+        return {"type": "Recreate"}
+    return {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+
+
+def _pod(deployment: Mapping[str, Any], weights: Mapping[str, Any], settings: Mapping[str, Any]) -> Object:
+    volume, mount, path = _weights(deployment, weights, settings)
+    words = fill(deployment["command"], {"weights": path, "host": "0.0.0.0", "port": ENGINE_PORT})
+    health = deployment["health"]
+    patience = max(1, ceil(health["timeout"]))
+    period = max(1, ceil(health["interval"]))
+    container: Object = {
+        "name": "engine",
+        "image": deployment["image"],
+        "imagePullPolicy": settings["image_pull_policy"],
+        "command": words + deployment["args"],
+        "env": _environment(deployment, settings),
+        "ports": [{"name": "http", "containerPort": ENGINE_PORT, "protocol": "TCP"}],
+        "resources": _resources(deployment),
+        "securityContext": container_security(),
+        "volumeMounts": [mount, {"name": "shm", "mountPath": "/dev/shm"}],  # noqa: S108 - where engines want it
+        "startupProbe": probe(
+            health["path"],
+            periodSeconds=_STARTUP_PERIOD,
+            timeoutSeconds=patience,
+            failureThreshold=max(1, ceil(deployment["startup_timeout"] / _STARTUP_PERIOD)),
+        ),
+        "readinessProbe": probe(
+            health["path"], periodSeconds=period, timeoutSeconds=patience, failureThreshold=3
+        ),
+        # An engine under load may answer late; only one that is silent for long is killed.
+        "livenessProbe": probe(
+            health["path"],
+            periodSeconds=max(10, period),
+            timeoutSeconds=max(10, patience),
+            failureThreshold=6,
+        ),
+        "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(_LEAVE)]}}},
+    }
+    spec: Object = {
+        "terminationGracePeriodSeconds": round(deployment["stop_timeout"]) + _LEAVE,
+        "containers": [container],
+        "volumes": [volume, {"name": "shm", "emptyDir": {"medium": "Memory"}}],
+    }
+    if deployment["after"]:
+        spec["initContainers"] = [_wait(deployment, settings)]
+    runtime = settings.get("runtime_class")
+    if runtime and deployment["gpus"]:
+        spec["runtimeClassName"] = runtime
+    return pod(settings, deployment["user"], **spec)
+
+
+def _wait(deployment: Mapping[str, Any], settings: Mapping[str, Any]) -> Object:
+    """Wait for those that share the GPU and come first: also after a reboot, when nobody else keeps the order."""
+    health = deployment["health"]["path"]
+    urls = [f"http://{name}:{ENGINE_PORT}{health}" for name in deployment["after"]]
+    return {
+        "name": "after-those-before",
+        "image": settings["gateway_image"],
+        "imagePullPolicy": settings["image_pull_policy"],
+        "command": ["python", "-m", "roundhouse_gateway.until_ready", *urls],
+        "securityContext": container_security(
+            readOnlyRootFilesystem=True, runAsNonRoot=True, runAsUser=settings["gateway_user"]
+        ),
+        "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}},
+    }
+
+
+def _environment(deployment: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Object]:
+    env: list[Object] = []
+    if settings.get("claim"):
+        env.append({"name": "HF_HOME", "value": f"{CLAIM_FOLDER}/huggingface"})
+    if settings.get("token_secret"):
+        reference = {"name": settings["token_secret"], "key": "token"}
+        env.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": reference}})
+    return env + [{"name": name, "value": str(value)} for name, value in deployment["env"].items()]
+
+
+def _resources(deployment: Mapping[str, Any]) -> Object:
+    resources: Object = {key: dict(value) for key, value in deployment["resources"].items()}
+    if deployment["gpus"]:
+        resources.setdefault("limits", {})["nvidia.com/gpu"] = str(deployment["gpus"])
+    return resources
+
+
+def _weights(
+    deployment: Mapping[str, Any], weights: Mapping[str, Any], settings: Mapping[str, Any]
+) -> tuple[Object, Object, str]:
+    """The volume with the weights, its mount, and their path in the pod."""
+    volume: Object
+    mount: Object = {"name": "weights", "mountPath": CLAIM_FOLDER}
+    if settings.get("claim"):
+        volume = {"name": "weights", "persistentVolumeClaim": {"claimName": settings["claim"]}}
+        return volume, mount, deployment["weights"].get("path") or ""
+    host, node = _folder(weights["path"], settings["folders"])
+    volume = {"name": "weights", "hostPath": {"path": node, "type": "Directory"}}
+    mount |= {"readOnly": True}
+    return volume, mount, posixpath.join(CLAIM_FOLDER, posixpath.relpath(weights["path"], host))
+
+
+def _folder(path: str, folders: Mapping[str, str]) -> tuple[str, str]:
+    """The host folder that a path is in, and where nodes see it. Raises ValueError if they do not."""
+    for host, node in folders.items():
+        if posixpath.commonpath([host, path]) == posixpath.normpath(host):
+            return host, node
+    raise ValueError(
+        f"{path} is in no folder that the cluster's node sees ({', '.join(folders)}): "
+        "add its folder to k3d_cluster_folders, and recreate the cluster with -e k3d_cluster_recreate=true."
+    )

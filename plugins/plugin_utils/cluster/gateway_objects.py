@@ -1,0 +1,132 @@
+"""The Kubernetes objects of the gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ansible_collections.roundhouse.llm.plugins.plugin_utils.cluster.objects import (
+    GATEWAY,
+    GATEWAY_PORT,
+    ORDER,
+    Object,
+    container_security,
+    labels,
+    metadata,
+    pod,
+    probe,
+    selector,
+    service,
+)
+
+#: Name of the ConfigMap with the routing map, of its file, and where pods see it.
+ROUTES, ROUTES_FILE, ROUTES_FOLDER = "gateway-routes", "routes.yml", "/etc/roundhouse/routes"
+
+#: Seconds in which the cluster's proxies learn that a pod ends, before it takes no more requests.
+_DRAIN_DELAY = 5
+
+#: It starts after the engines.
+_ORDER = 1000
+
+
+def routes_object(text: str, settings: Mapping[str, Any]) -> Object:
+    """The ConfigMap with the routing map."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata(ROUTES, settings, labels(GATEWAY, "gateway", "roundhouse-gateway")),
+        "data": {ROUTES_FILE: text},
+    }
+
+
+def gateway_objects(settings: Mapping[str, Any]) -> list[Object]:
+    """Deployment, Service, and what the settings ask for besides.
+
+    `settings`: `namespace`, `image`, `user` (its id in the image), `replicas`, `environment` (further settings of the
+    gateway), `drain_timeout` (seconds), `node_port` (0: none), `ingress` (empty, or `host`, `class`, `tls_secret`,
+    `annotations`), `resources`, and what the user sets for all pods.
+    """
+    of = labels(GATEWAY, "gateway", "roundhouse-gateway")
+    found = [_deployment(settings, of), _service(settings, of)]
+    if settings["replicas"] > 1:
+        found.append(
+            {
+                "apiVersion": "policy/v1",
+                "kind": "PodDisruptionBudget",
+                "metadata": metadata(GATEWAY, settings, of),
+                "spec": {"maxUnavailable": 1, "selector": {"matchLabels": selector(GATEWAY)}},
+            }
+        )
+    if settings["ingress"]:
+        found.append(_ingress(settings["ingress"], settings, of))
+    return found
+
+
+def _deployment(settings: Mapping[str, Any], of: Mapping[str, str]) -> Object:
+    environment = {
+        "ROUNDHOUSE_ROUTES": f"{ROUTES_FOLDER}/{ROUTES_FILE}",
+        "ROUNDHOUSE_HOST": "0.0.0.0",
+        "ROUNDHOUSE_PORT": str(GATEWAY_PORT),
+        "ROUNDHOUSE_DRAIN_DELAY": str(_DRAIN_DELAY),
+        **{name: str(value) for name, value in settings["environment"].items()},
+    }
+    container = {
+        "name": "gateway",
+        "image": settings["image"],
+        "imagePullPolicy": settings["image_pull_policy"],
+        "env": [{"name": name, "value": value} for name, value in environment.items()],
+        "ports": [{"name": "http", "containerPort": GATEWAY_PORT, "protocol": "TCP"}],
+        "resources": settings["resources"],
+        "securityContext": container_security(readOnlyRootFilesystem=True),
+        "volumeMounts": [{"name": "routes", "mountPath": ROUTES_FOLDER, "readOnly": True}],
+        "startupProbe": probe("/readyz", periodSeconds=1, failureThreshold=60),
+        "readinessProbe": probe("/readyz", periodSeconds=2, timeoutSeconds=5, failureThreshold=2),
+        "livenessProbe": probe("/healthz", periodSeconds=10, timeoutSeconds=10, failureThreshold=6),
+    }
+    spec = pod(
+        settings,
+        settings["user"],
+        terminationGracePeriodSeconds=_DRAIN_DELAY + round(settings["drain_timeout"]) + 10,
+        containers=[container],
+        volumes=[{"name": "routes", "configMap": {"name": ROUTES}}],
+    )
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": metadata(GATEWAY, settings, of, {ORDER: str(_ORDER)}),
+        "spec": {
+            "replicas": settings["replicas"],
+            "revisionHistoryLimit": 2,
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "selector": {"matchLabels": selector(GATEWAY)},
+            "template": {"metadata": {"labels": dict(of)}, "spec": spec},
+        },
+    }
+
+
+def _service(settings: Mapping[str, Any], of: Mapping[str, str]) -> Object:
+    found = service(GATEWAY, settings, of, GATEWAY_PORT)
+    if settings["node_port"]:
+        found["spec"]["type"] = "NodePort"
+        found["spec"]["ports"][0]["nodePort"] = settings["node_port"]
+    return found
+
+
+def _ingress(ingress: Mapping[str, Any], settings: Mapping[str, Any], of: Mapping[str, str]) -> Object:
+    backend = {"service": {"name": GATEWAY, "port": {"name": "http"}}}
+    rule = {
+        "host": ingress["host"],
+        "http": {"paths": [{"path": "/", "pathType": "Prefix", "backend": backend}]},
+    }
+    spec: Object = {"rules": [rule]}
+    if ingress.get("class"):
+        spec["ingressClassName"] = ingress["class"]
+    if ingress.get("tls_secret"):
+        spec["tls"] = [{"hosts": [ingress["host"]], "secretName": ingress["tls_secret"]}]
+    annotations = {name: str(value) for name, value in (ingress.get("annotations") or {}).items()}
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "Ingress",
+        "metadata": metadata(GATEWAY, settings, of, annotations),
+        "spec": spec,
+    }
