@@ -7,9 +7,12 @@ deployment's `args` are the same for a process and for a container. A flag that 
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import sys
 import threading
+import time
+import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,8 +78,26 @@ def parameters(given: argparse.Namespace) -> Any:
     return params
 
 
+def in_flight(metrics: str) -> float:
+    """The requests that llama.cpp works on or has waiting, by what its /metrics say."""
+    counts = re.findall(r"^llamacpp:requests_(?:processing|deferred) (\S+)$", metrics, re.MULTILINE)
+    return sum(map(float, counts))
+
+
+def finish(address: str) -> None:
+    """Wait until no request is in flight. Whoever stops us kills us when that takes too long."""
+    try:
+        while True:
+            with urllib.request.urlopen(f"{address}/metrics", timeout=10) as answer:
+                if not in_flight(answer.read().decode()):
+                    return
+            time.sleep(0.1)
+    except OSError as error:
+        print(f"stopping at once, for /metrics does not tell what is in flight: {error}", flush=True)
+
+
 def main() -> None:
-    """Serve until SIGTERM or SIGINT."""
+    """Serve until SIGTERM or SIGINT; requests that are in flight then are finished."""
     line = parser()
     given = line.parse_args()
     if not given.model.is_file():
@@ -90,6 +111,8 @@ def main() -> None:
         sys.exit(f"llama.cpp can't serve {given.model}: {error}")
     print(f"serving {given.alias} at {server.listening_address}", flush=True)
     over.wait()
+    print("stopping when the requests in flight are finished", flush=True)
+    finish(server.listening_address)
 
 
 if __name__ == "__main__":
