@@ -1,5 +1,6 @@
 # Two commands are all that is needed: make multi-models, make test. Both set up .venv first.
 # ARGS goes to ansible-playbook: make multi-models ARGS="-e roundhouse_gateway_port=8081"
+# INVENTORY names another inventory than this machine's: make multi-models INVENTORY=inventories/k3d-cpu
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
@@ -9,10 +10,10 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
     $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && exit; done; echo python3)
 
 VENV := .venv/bin
-PLAYBOOK = PATH="$(CURDIR)/$(VENV):$$PATH" $(VENV)/ansible-playbook
+PLAYBOOK = PATH="$(CURDIR)/$(VENV):$$PATH" $(VENV)/ansible-playbook $(if $(INVENTORY),--inventory $(INVENTORY))
 ONLY_ARGS = $(if $(ONLY),-e roundhouse_only=$(ONLY))
 TEST_REQUIREMENTS := requirements.txt gateway/requirements.txt requirements-test.txt \
-    roles/engines/files/hub/requirements.txt
+    roles/engines/files/hub/requirements.txt roles/cluster/files/requirements.txt
 
 .PHONY: help controller test-tools multi-models multi-engines serve status start stop restart remove logs
 .PHONY: test lint unit soak bench package molecule

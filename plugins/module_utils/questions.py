@@ -41,11 +41,15 @@ def request(question: Mapping[str, Any], *, stream: bool) -> tuple[str, dict[str
     return "/v1/chat/completions", {**body, "messages": [{"role": "user", "content": _QUESTION}]}
 
 
-def ask(url: str, question: Mapping[str, Any], *, stream: bool, timeout: float) -> Answer:
-    """Ask once. Raises OSError or http.client.HTTPException if the gateway does not answer."""
+def direct(url: str, timeout: float) -> http.client.HTTPConnection:
+    """A connection to the gateway at `url`; `timeout` is how many seconds it may be silent."""
     parts = urllib.parse.urlsplit(url)
+    return http.client.HTTPConnection(parts.hostname or "127.0.0.1", parts.port, timeout=timeout)
+
+
+def ask(connection: http.client.HTTPConnection, question: Mapping[str, Any], *, stream: bool) -> Answer:
+    """Ask once, and close the connection. Raises OSError or http.client.HTTPException if there is no answer."""
     path, body = request(question, stream=stream)
-    connection = http.client.HTTPConnection(parts.hostname or "127.0.0.1", parts.port, timeout=timeout)
     begun = time.monotonic()
     try:
         connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
@@ -112,7 +116,8 @@ def examine(question: Mapping[str, Any], answer: Answer) -> str | None:
     """What is wrong with an answer; None if it is good."""
     if answer.status != 200:
         return f"answered {answer.status}: {answer.text[:200]}"
-    if answer.backend not in question["backends"]:
+    # Of a deployment with replicas in a cluster, the gateway names which one: NAME@ADDRESS.
+    if answer.backend.partition("@")[0] not in question["backends"]:
         named = answer.backend or "no backend"
         return f"came from {named} and not from {' or '.join(question['backends'])}"
     if not answer.text.strip():

@@ -24,6 +24,19 @@ options:
     description: Seconds that an answer may stay silent.
     type: float
     default: 300
+  pod_of:
+    description: Name of the gateway's Deployment, if it is to be reached through its cluster's API and not by its url.
+    type: str
+    default: ''
+  kubeconfig:
+    description: The cluster's kubeconfig.
+    type: path
+  context:
+    description: The context in it.
+    type: str
+  namespace:
+    description: The gateway's namespace.
+    type: str
   job:
     description: Set by the action plugin.
     type: path
@@ -55,10 +68,54 @@ problems:
 """
 
 import http.client
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.roundhouse.llm.plugins.module_utils import job, questions
+from ansible_collections.roundhouse.llm.plugins.module_utils import cluster_api, job, questions, rollouts
+
+Connect = Callable[[], http.client.HTTPConnection]
+
+
+@contextmanager
+def way(given: dict[str, Any]) -> Iterator[Connect]:
+    """How connections to the gateway are made."""
+    if not given["pod_of"]:
+        yield lambda: questions.direct(given["url"], given["timeout"])
+        return
+    access = cluster_api.Access(given["kubeconfig"], given["context"], given["namespace"])
+    with cluster_api.connected(access) as cluster:
+        deployment = cluster.deployment(given["pod_of"])
+        if deployment is None:
+            raise job.JobError(f"There is no Deployment {given['pod_of']} in namespace {given['namespace']}.")
+        port = deployment["spec"]["template"]["spec"]["containers"][0]["ports"][0]["containerPort"]
+        ready = [pod for pod in cluster.pods(rollouts.selector(deployment)) if rollouts.is_ready(pod)]
+        if not ready:
+            raise job.JobError(f"No pod of {given['pod_of']} is ready: make logs ONLY={given['pod_of']}.")
+        name = ready[0]["metadata"]["name"]
+        yield lambda: cluster.tunnel(name, port, given["timeout"])
+
+
+def examined(
+    question: dict[str, Any], connect: Connect, progress: job.Progress
+) -> tuple[dict[str, Any], list[str]]:
+    """One line of the table, and what was wrong."""
+    row, problems = {"model": question["model"], "engine": question["owned_by"]}, []
+    for stream in (False, True) if question["task"] != "embedding" else (False,):
+        how = "streamed" if stream else "whole"
+        progress.say(f"asking {question['model']} on {question['owned_by']}, {how}")
+        wrong: str | None
+        try:
+            answer = questions.ask(connect(), question, stream=stream)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            wrong = f"did not come: {error}"
+        else:
+            row = questions.row(question, answer)
+            wrong = questions.examine(question, answer)
+        if wrong:
+            problems.append(f"{row['model']} on {row['engine']}: the {how} answer {wrong}.")
+    return row, problems
 
 
 def main() -> None:
@@ -68,6 +125,10 @@ def main() -> None:
             "url": {"type": "str", "required": True},
             "questions": {"type": "list", "elements": "dict", "required": True},
             "timeout": {"type": "float", "default": 300},
+            "pod_of": {"type": "str", "default": ""},
+            "kubeconfig": {"type": "path"},
+            "context": {"type": "str"},
+            "namespace": {"type": "str"},
             "job": {"type": "path"},
         },
         supports_check_mode=False,
@@ -75,23 +136,12 @@ def main() -> None:
     given = module.params
 
     def work(progress: job.Progress) -> dict[str, Any]:
-        rows, problems = [], []
-        for question in given["questions"]:
-            row = {"model": question["model"], "engine": question["owned_by"]}
-            for stream in (False, True) if question["task"] != "embedding" else (False,):
-                how = "streamed" if stream else "whole"
-                progress.say(f"asking {question['model']} on {question['owned_by']}, {how}")
-                wrong: str | None
-                try:
-                    answer = questions.ask(given["url"], question, stream=stream, timeout=given["timeout"])
-                except (OSError, http.client.HTTPException, ValueError) as error:
-                    wrong = f"did not come: {error}"
-                else:
-                    row = questions.row(question, answer)
-                    wrong = questions.examine(question, answer)
-                if wrong:
-                    problems.append(f"{row['model']} on {row['engine']}: the {how} answer {wrong}.")
-            rows.append(row)
+        with way(given) as connect:
+            rows, problems = [], []
+            for question in given["questions"]:
+                row, wrong = examined(question, connect, progress)
+                rows.append(row)
+                problems += wrong
         return {"changed": False, "rows": rows, "problems": problems}
 
     module.exit_json(**job.run(work, given["job"]))

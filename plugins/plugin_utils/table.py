@@ -32,7 +32,7 @@ def duration(seconds: float | None) -> str | None:
 
 
 def status_rows(programs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What `program_status` tells, one flat row per program, engines first."""
+    """What `program_status` or `cluster_status` tells, one flat row per program, engines first."""
     rows = [
         {
             "name": program["name"],
@@ -43,6 +43,8 @@ def status_rows(programs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "port": program["labels"].get("port"),
             "uptime": duration(program["uptime"]),
             "memory": None if program["memory"] is None else f"{program['memory'] / 1e6:.0f} MB",
+            "ready": program.get("ready"),
+            "restarts": program.get("restarts"),
             "note": program.get("note"),
         }
         for program in programs

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from ansible_collections.roundhouse.llm.plugins.action.python_env import archive
 from ansible_collections.roundhouse.llm.plugins.module_utils import (
     child,
     job,
@@ -28,6 +27,7 @@ from ansible_collections.roundhouse.llm.plugins.module_utils import (
     wheels,
 )
 from ansible_collections.roundhouse.llm.plugins.modules import program_set
+from ansible_collections.roundhouse.llm.plugins.plugin_utils.sources import archive
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.table import duration, table
 from hypothesis import given
 from hypothesis import strategies as st
@@ -318,13 +318,13 @@ def test_archive_is_the_same_for_the_same_sources(tmp_path: Path) -> None:
     (tmp_path / "src/p/a.py").write_text("a")
     (tmp_path / "pyproject.toml").write_text("")
     (tmp_path / "tests").mkdir()
-    first = archive(tmp_path)
+    first = archive(tmp_path, ["pyproject.toml", "src/**/*"])
     (tmp_path / "src/p/__pycache__/a.pyc").write_text("compiled")
     (tmp_path / "tests/test.py").write_text("test")
     os.utime(tmp_path / "src/p/a.py", (0, 0))
-    assert archive(tmp_path) == first
+    assert archive(tmp_path, ["pyproject.toml", "src/**/*"]) == first
     (tmp_path / "src/p/a.py").write_text("b")
-    assert archive(tmp_path) != first
+    assert archive(tmp_path, ["pyproject.toml", "src/**/*"]) != first
 
 
 def test_table() -> None:

@@ -11,6 +11,7 @@ from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.deployments
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.weights import CLAIM_FOLDER
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.cluster.objects import (
     ENGINE_PORT,
+    GATEWAY_USER,
     MODEL,
     ORDER,
     OWNED_BY,
@@ -34,16 +35,64 @@ _STARTUP_PERIOD = 5
 
 
 def engine_objects(
-    deployment: Mapping[str, Any], order: int, weights: Mapping[str, Any], settings: Mapping[str, Any]
-) -> list[Object]:
-    """The objects of one deployment of the resolved catalog.
+    deployments: Sequence[Mapping[str, Any]],
+    weights: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+) -> list[list[Object]]:
+    """The objects of each deployment of the resolved catalog, in its order. Raises ValueError.
 
-    `weights` is a result of the module weights (`path` on the host), or empty if the engine fetches them itself.
+    `weights` are the results of the module weights (`path` on the host), or nothing if the engines fetch them.
     `settings`: `namespace`; `folders` (host folders that the nodes see, as a mapping of host path to node path) or
     `claim` (name of the PersistentVolumeClaim for weights); `token_secret` (name, or empty); `gateway_image`;
-    and what the user sets for all pods: `image_pull_secrets`, `node_selector`, `tolerations`, `runtime_class`,
-    `image_pull_policy`.
+    and what the user sets for all pods: `image_pull_secrets`, `image_pull_policy`, `node_selector`,
+    `tolerations`, `runtime_class`.
     """
+    given = weights or [{}] * len(deployments)
+    return [
+        _objects(deployment, order, found, settings)
+        for order, (deployment, found) in enumerate(zip(deployments, given, strict=True))
+    ]
+
+
+def shared_objects(settings: Mapping[str, Any]) -> list[Object]:
+    """What all deployments share: the claim for weights, and the Secret with the token for gated repositories.
+
+    Of `settings`: `namespace`, `claim` (empty: none) with `claim_size`, `claim_access_mode`, `storage_class`, and
+    `token_secret` (empty: none) with `token`.
+    """
+    of = labels("engines", "engine", "roundhouse")
+    found: list[Object] = []
+    if settings["claim"]:
+        spec: Object = {
+            "accessModes": [settings["claim_access_mode"]],
+            "resources": {"requests": {"storage": settings["claim_size"]}},
+        }
+        if settings["storage_class"]:
+            spec["storageClassName"] = settings["storage_class"]
+        found.append(
+            {
+                "apiVersion": "v1",
+                "kind": "PersistentVolumeClaim",
+                "metadata": metadata(settings["claim"], settings, of),
+                "spec": spec,
+            }
+        )
+    if settings["token_secret"]:
+        found.append(
+            {
+                "apiVersion": "v1",
+                "kind": "Secret",
+                "metadata": metadata(settings["token_secret"], settings, of),
+                "type": "Opaque",
+                "stringData": {"token": settings["token"]},
+            }
+        )
+    return found
+
+
+def _objects(
+    deployment: Mapping[str, Any], order: int, weights: Mapping[str, Any], settings: Mapping[str, Any]
+) -> list[Object]:
     name = deployment["name"]
     of = labels(name, "engine", deployment["engine"])
     annotations = {
@@ -153,7 +202,7 @@ def _wait(deployment: Mapping[str, Any], settings: Mapping[str, Any]) -> Object:
         "imagePullPolicy": settings["image_pull_policy"],
         "command": ["python", "-m", "roundhouse_gateway.until_ready", *urls],
         "securityContext": container_security(
-            readOnlyRootFilesystem=True, runAsNonRoot=True, runAsUser=settings["gateway_user"]
+            readOnlyRootFilesystem=True, runAsNonRoot=True, runAsUser=GATEWAY_USER
         ),
         "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}},
     }

@@ -8,6 +8,7 @@ from typing import Any
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.cluster.objects import (
     GATEWAY,
     GATEWAY_PORT,
+    GATEWAY_USER,
     ORDER,
     Object,
     container_security,
@@ -40,9 +41,9 @@ def routes_object(text: str, settings: Mapping[str, Any]) -> Object:
 
 
 def gateway_objects(settings: Mapping[str, Any]) -> list[Object]:
-    """Deployment, Service, and what the settings ask for besides.
+    """Deployment, Service, and what the settings ask for besides. Raises ValueError.
 
-    `settings`: `namespace`, `image`, `user` (its id in the image), `replicas`, `environment` (further settings of the
+    `settings`: `namespace`, `image`, `replicas`, `environment` (further settings of the
     gateway), `drain_timeout` (seconds), `node_port` (0: none), `ingress` (empty, or `host`, `class`, `tls_secret`,
     `annotations`), `resources`, and what the user sets for all pods.
     """
@@ -58,6 +59,11 @@ def gateway_objects(settings: Mapping[str, Any]) -> list[Object]:
             }
         )
     if settings["ingress"]:
+        if not settings["ingress"].get("host"):
+            raise ValueError(
+                "gateway_ingress has no host: add the name by which clients reach the gateway, e.g. "
+                "{host: llm.example.org}, or leave gateway_ingress empty."
+            )
         found.append(_ingress(settings["ingress"], settings, of))
     return found
 
@@ -85,7 +91,7 @@ def _deployment(settings: Mapping[str, Any], of: Mapping[str, str]) -> Object:
     }
     spec = pod(
         settings,
-        settings["user"],
+        GATEWAY_USER,
         terminationGracePeriodSeconds=_DRAIN_DELAY + round(settings["drain_timeout"]) + 10,
         containers=[container],
         volumes=[{"name": "routes", "configMap": {"name": ROUTES}}],

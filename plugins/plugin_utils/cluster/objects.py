@@ -13,6 +13,9 @@ GATEWAY_PORT = 8080
 
 GATEWAY = "gateway"
 
+#: The user that the gateway's image runs as, as gateway/Dockerfile has it.
+GATEWAY_USER = 10001
+
 #: What marks an object as ours, and so as one that may be changed and deleted.
 OURS = {"app.kubernetes.io/part-of": "roundhouse", "app.kubernetes.io/managed-by": "roundhouse"}
 
