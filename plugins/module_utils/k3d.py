@@ -569,3 +569,9 @@ def kubeconfig(binary: str, cluster: str) -> str:
 def reachable(text: str) -> str:
     """A kubeconfig whose server can be reached: k3d may write the address that it listens on, 0.0.0.0."""
     return re.sub(r"(server: https://)0\.0\.0\.0:", r"\g<1>127.0.0.1:", text)
+
+
+def others(text: str, cluster: str) -> set[str]:
+    """The clusters in a kubeconfig's text but this one: it is not ours to write or delete if there are any."""
+    names = re.findall(r"^- cluster:\n(?:    .*\n)*  name: (\S+)", text, re.MULTILINE)
+    return set(names) - {f"k3d-{cluster}"}

@@ -44,9 +44,14 @@ class Wait:
         watch = rollouts.Watch(self.unschedulable_grace)
         begun = answered = time.monotonic()
         verdict: rollouts.Verdict = rollouts.Waiting("waiting for the first answer of the cluster")
+        first = True
         while True:
             try:
-                verdict = watch.judge(self.look(cluster), time.monotonic())
+                view = self.look(cluster)
+                if first and self.try_again(cluster, view):
+                    view = self.look(cluster)
+                first = False
+                verdict = watch.judge(view, time.monotonic())
                 if isinstance(verdict, rollouts.Waiting):
                     progress.say(f"{self.name}: {self.words(cluster, verdict)}")
                 answered = time.monotonic()
@@ -61,6 +66,13 @@ class Wait:
             if waited > self.timeout:
                 raise self.failure(cluster, self.late(cluster, verdict))
             time.sleep(min(2.0, 0.3 + waited / 20))
+
+    def try_again(self, cluster: cluster_api.Cluster, view: rollouts.View) -> bool:
+        """Delete pods that an earlier failure left waiting: else Kubernetes tries again in some minutes only."""
+        late = [pod for pod in rollouts.new_pods(view) if rollouts.backs_off(pod)]
+        for pod in late:
+            cluster.delete("Pod", pod["metadata"]["name"])
+        return bool(late)
 
     def look(self, cluster: cluster_api.Cluster) -> rollouts.View:
         """The Deployment and what belongs to it, now."""
@@ -119,13 +131,7 @@ class Wait:
         if about.container:
             previous = ["--previous"] if about.previous else []
             look.append(self.kubectl("logs", about.name, "--container", about.container, *previous))
-        found = {"To look further": look}
-        if problem.backs_off:
-            again = self.kubectl("delete", "pod", about.name)
-            found["If it is mended already, let Kubernetes try at once, then run the same command again"] = [
-                again
-            ]
-        return found
+        return {"To look further": look}
 
 
 def evidence(

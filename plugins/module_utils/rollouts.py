@@ -235,7 +235,6 @@ class Problem:
     remedy: str
     subject: Subject | None = None
     #: Kubernetes tries again, but after minutes only.
-    backs_off: bool = False
 
 
 Verdict = Done | Waiting | Problem
@@ -351,6 +350,12 @@ def is_ready(pod: Thing) -> bool:
 def is_unschedulable(pod: Thing) -> bool:
     """Whether the scheduler finds no place for a pod."""
     return condition(pod, "PodScheduled").get("reason") == "Unschedulable"
+
+
+def backs_off(pod: Thing) -> bool:
+    """Whether Kubernetes waits before it tries again what has failed: for up to five minutes."""
+    reasons = {(container.state("waiting") or {}).get("reason") for container in containers(pod)}
+    return bool(reasons & (_IMAGE | {"CrashLoopBackOff"}))
 
 
 def condition(thing: Thing, kind: str) -> Thing:
@@ -551,12 +556,11 @@ def start_problem(pod: Thing, container: Container) -> Problem | None:
             f"has no image {container.spec.get('image')} for {where}{because}",
             remedy(f"{reason} {said}", _NO_IMAGE),
             subject(pod),
-            backs_off=True,
         )
     if reason == "CreateContainerConfigError":
         return Problem(f"can't set up {where}{because}", _NO_CONFIGURATION, subject(pod))
     if reason in _CREATION:
-        return Problem(f"can't start {where}{because}", _NO_CREATION, subject(pod), backs_off=True)
+        return Problem(f"can't start {where}{because}", _NO_CREATION, subject(pod))
     return None
 
 
@@ -577,7 +581,6 @@ def end_problem(view: View, pod: Thing, container: Container, known_restarts: in
             f"ran out of memory: {where} was killed (OOMKilled), because it wanted more than {within}",
             _NO_MEMORY if limit else _NO_MEMORY_ON_NODE,
             about,
-            backs_off=True,
         )
     killed = [event for event in events_of(view, pod, container) if event.get("reason") == "Killing"]
     said = one_line((killed[-1] if killed else ended).get("message", ""))
@@ -586,7 +589,6 @@ def end_problem(view: View, pod: Thing, container: Container, known_restarts: in
         f"does not stay up: {where} {how_it_ended(ended)}{f': {said}' if said else ''}",
         _PROBE_KILLED if killed else _NO_CREATION if not_begun else _ENDED,
         about,
-        backs_off=True,
     )
 
 

@@ -158,6 +158,7 @@ class Keeper:
     def present(self, cluster: k3d.Cluster, config: dict[str, Any], *, recreate: bool) -> dict[str, str]:
         """Have it as wanted, and running; returns Ansible's diff."""
         standing = self._ours(cluster)
+        self._refuse_foreign_kubeconfig()
         different = k3d.differences(cluster.made_from, config) if standing is Standing.WHOLE else []
         if different and not recreate:
             raise job.JobError(self._refusal(different, config))
@@ -179,6 +180,7 @@ class Keeper:
     def start(self, cluster: k3d.Cluster) -> None:
         """Let it run, and wait until its node takes pods."""
         standing = self._ours(cluster)
+        self._refuse_foreign_kubeconfig()
         if standing is not Standing.WHOLE:
             what = "is half-made" if cluster.nodes else "is not there"
             raise job.JobError(
@@ -216,7 +218,7 @@ class Keeper:
         elif not self.check:
             k3d.sweep(self.name)
         for file in (self.kubeconfig, self.config_file):
-            if file.exists():
+            if file.exists() and not (file == self.kubeconfig and self._others()):
                 self.done.append(f"deleted {file}")
                 if not self.check:
                     file.unlink()
@@ -234,6 +236,17 @@ class Keeper:
                 f"(k3d_cluster_name), or work with that one (-e roundhouse_home={cluster.owner()})."
             )
         return standing
+
+    def _others(self) -> set[str]:
+        file = self.kubeconfig
+        return k3d.others(file.read_text(encoding="utf-8"), self.name) if file.exists() else set()
+
+    def _refuse_foreign_kubeconfig(self) -> None:
+        if others := self._others():
+            raise job.JobError(
+                f"{self.kubeconfig} is to become the kubeconfig of the cluster {self.name} alone, and has others "
+                f"({', '.join(sorted(others))}): name another file (roundhouse_kubeconfig)."
+            )
 
     def _refusal(self, different: Sequence[str], config: dict[str, Any]) -> str:
         kept = ", ".join(str(folder) for folder in k3d.host_folders(config))

@@ -12,7 +12,8 @@ description:
   - Waits until all pods of a Deployment are of its present description, ready and available, and no others are left.
   - Shows every 5 seconds what they are doing.
   - Fails at once, with the events, the last log lines and what to do, if it can't get there.
-  - Changes nothing. The task that applied the Deployment says whether anything changed.
+  - Pods that an earlier failure left waiting are deleted first, so that Kubernetes tries at once. Nothing else is
+    changed; the task that applied the Deployment says whether anything was.
 requirements:
   - kubernetes (Python package) on the host
 options:

@@ -300,3 +300,13 @@ class TestWhatK3dSays:
         text = "    server: https://0.0.0.0:6550\n  name: k3d-rh\n"
         assert k3d.reachable(text) == "    server: https://127.0.0.1:6550\n  name: k3d-rh\n"
         assert k3d.reachable(k3d.reachable(text)) == k3d.reachable(text)
+
+    def test_a_kubeconfig_with_other_clusters_is_not_ours(self) -> None:
+        ours, foreign = (
+            f"- cluster:\n    certificate-authority-data: x\n    server: https://127.0.0.1:1\n  name: {name}\n"
+            for name in ("k3d-rh", "prod")
+        )
+        rest = "contexts:\n- context:\n    cluster: k3d-rh\n  name: other\n"
+        assert k3d.others(f"clusters:\n{ours}{rest}", "rh") == set()
+        assert k3d.others(f"clusters: null\n{rest}", "rh") == set()
+        assert k3d.others(f"clusters:\n{ours}{foreign}{rest}", "rh") == {"prod"}

@@ -577,9 +577,7 @@ class TestReport:
             "To look further:\n"
             "  kubectl --kubeconfig '/a b/config' --context ctx --namespace ns describe pod llm-1-a\n"
             "  kubectl --kubeconfig '/a b/config' --context ctx --namespace ns logs llm-1-a --container engine "
-            "--previous\n"
-            "If it is mended already, let Kubernetes try at once, then run the same command again:\n"
-            "  kubectl --kubeconfig '/a b/config' --context ctx --namespace ns delete pod llm-1-a"
+            "--previous"
         )
 
     def test_same_events_once(self) -> None:
@@ -609,6 +607,7 @@ class FakeCluster:
         self.looks = list(looks)
         self.now = 0.0
         self.logs: list[tuple[str, bool]] = []
+        self.deleted: list[tuple[str, str]] = []
 
     def deployment(self, _name: str) -> Thing | None:
         look = self.looks[0]
@@ -628,6 +627,9 @@ class FakeCluster:
 
     def events(self, uid: str) -> list[Any]:
         return [one for one in self.seen.events if one["involvedObject"]["uid"] == uid] if self.seen else []
+
+    def delete(self, kind: str, name: str) -> None:
+        self.deleted.append((kind, name))
 
     def log(self, name: str, _container: str, _lines: int, previous: bool = False) -> list[str]:
         self.logs.append((name, previous))
@@ -681,6 +683,16 @@ class TestWait:
         cluster, _, message = self.run(view(pod(ended(1))))
         assert cluster.logs == [("llm-1-a", False), ("llm-1-a", True)]
         assert "printed last:\n  its dying words\n" in str(message)
+
+    @pytest.mark.usefixtures("clock")
+    def test_what_an_earlier_failure_left_is_tried_again_at_once(self) -> None:
+        left = view(pod(waits("ImagePullBackOff")))
+        cluster, _, result = self.run(left, view(pod(ready=True), of=deployment(1, 1)))
+        assert cluster.deleted == [("Pod", "llm-1-a")]
+        assert isinstance(result, dict)
+        cluster, _, message = self.run(left, left, left)
+        assert cluster.deleted == [("Pod", "llm-1-a")]
+        assert "ImagePullBackOff" in str(message) or "can't" in str(message)
 
     @pytest.mark.usefixtures("clock")
     def test_missing(self) -> None:
