@@ -16,10 +16,10 @@ TEST_REQUIREMENTS := requirements.txt gateway/requirements.txt requirements-test
     roles/engines/files/hub/requirements.txt roles/cluster/files/requirements.txt
 
 .PHONY: help controller test-tools multi-models multi-engines serve status start stop restart remove logs
-.PHONY: test lint unit soak bench package molecule
+.PHONY: test lint unit soak bench package molecule test-k3d
 
 help: ## Show this
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
 
 controller:
 	@$(PYTHON) tools/environment.py requirements.txt
@@ -75,10 +75,19 @@ bench: test-tools ## What the gateway costs, beside nginx and the Rust routers (
 package: test-tools ## Build the collection, as Galaxy gets it
 	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && $(VENV)/ansible-galaxy collection build --output-path "$$out" .
 
-molecule: test-tools ## Converge real stacks and ask them
-	@if $(VENV)/python -m pip install --quiet --dry-run --no-deps --ignore-installed 'torch==2.13.0+cpu' 2>/dev/null; then \
-	    scenarios=--all; \
+molecule: test-tools ## Converge real stacks and ask them; what this machine can't run is left out, and named
+	@scenarios="-s catalog -s default"; \
+	if $(VENV)/python -m pip install --quiet --dry-run --no-deps --ignore-installed 'torch==2.13.0+cpu' 2>/dev/null; then \
+	    scenarios="$$scenarios -s multi_engines"; \
 	else \
-	    scenarios="-s catalog -s default"; \
 	    echo "SKIPPED: molecule scenario multi_engines. It needs torch==2.13.0+cpu, which pip does not find here."; \
-	fi; PATH="$(CURDIR)/$(VENV):$$PATH" $(VENV)/molecule test $$scenarios
+	fi; \
+	if docker version >/dev/null 2>&1; then \
+	    scenarios="$$scenarios -s k3d"; \
+	else \
+	    echo "SKIPPED: molecule scenario k3d. It needs a Docker engine, and none answers here (docker version)."; \
+	fi; \
+	PATH="$(CURDIR)/$(VENV):$$PATH" $(VENV)/molecule test $$scenarios
+
+test-k3d: test-tools ## The part of it that needs Docker: a real cluster, engines in pods
+	@PATH="$(CURDIR)/$(VENV):$$PATH" $(VENV)/molecule test -s k3d

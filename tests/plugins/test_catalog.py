@@ -328,7 +328,8 @@ class TestRoutes:
         assert len(revision(1)) == 8
 
     def test_every_pair_is_asked(self, found: dict[str, Any]) -> None:
-        assert smoke_questions(found["models"], found["deployments"]) == [
+        addresses = local_addresses(found["deployments"], {"smol-0": 1, "smol-1": 2, "b": 3})
+        assert smoke_questions(found["models"], found["deployments"], addresses) == [
             {
                 "model": "org/Smol",
                 "owned_by": "llamacpp",

@@ -12,11 +12,14 @@ import pytest
 import yaml
 from ansible_collections.roundhouse.llm.plugins.module_utils import images
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.resolve import resolve
+from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.routes import routing_map
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.cluster import (
     engine_objects,
     gateway_objects,
     objects,
 )
+
+from roundhouse_gateway import routing
 
 ROOT = Path(__file__).parents[2]
 ENGINES = {
@@ -286,6 +289,10 @@ def test_replicas_are_found_one_by_one() -> None:
     deployments = resolve({"s": one(replicas=3)}, "s", "k3d", ENGINES)["deployments"]
     backends = engine_objects.cluster_addresses(deployments)["one"]
     assert backends == [{"name": "one", "url": "http://one-replicas:8000", "resolve": True}]
+    models = resolve({"s": one(replicas=3)}, "s", "k3d", ENGINES)["models"]
+    routes = routing_map(models, engine_objects.cluster_addresses(deployments))
+    assert routes["models"][0]["engines"][0]["backends"][0]["resolve"] is True
+    assert routing.load(yaml.safe_dump(routes).encode()).routes[0].backends[0].resolve
 
 
 def test_probes_are_as_patient_as_the_engine_needs() -> None:

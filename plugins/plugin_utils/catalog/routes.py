@@ -13,8 +13,8 @@ def routing_map(
 ) -> dict[str, Any]:
     """The routing map of the catalog's `models`.
 
-    `addresses` gives, per deployment, its backends as `{name, url}`. The revision is the hash of the rest:
-    the same routes have the same revision, on every run and on every machine.
+    `addresses` gives, per deployment, its backends as `{name, url}` (and `resolve`). The revision is the hash of the
+    rest: the same routes have the same revision, on every run and on every machine.
     """
     routes = [
         {
@@ -30,9 +30,7 @@ def routing_map(
 
 def _engine(engine: Mapping[str, Any], addresses: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     backends = [
-        {"name": backend["name"], "url": backend["url"], "weight": 1}
-        for deployment in engine["deployments"]
-        for backend in addresses[deployment]
+        {**backend, "weight": 1} for deployment in engine["deployments"] for backend in addresses[deployment]
     ]
     routed = {key: value for key, value in engine.items() if key != "deployments"}
     return {**routed, "backends": backends}
@@ -51,16 +49,21 @@ def local_addresses(
 
 
 def smoke_questions(
-    models: Sequence[Mapping[str, Any]], deployments: Sequence[Mapping[str, Any]]
+    models: Sequence[Mapping[str, Any]],
+    deployments: Sequence[Mapping[str, Any]],
+    addresses: Mapping[str, Sequence[Any]],
 ) -> list[dict[str, Any]]:
-    """Per (model, engine) pair what a smoke test must know to ask it and to judge who answered."""
+    """Per (model, engine) pair what a smoke test must know to ask it and to judge who answered.
+
+    `addresses` are those that the routing map is made of.
+    """
     by_name = {deployment["name"]: deployment for deployment in deployments}
     return [
         {
             "model": model["model"],
             "owned_by": engine["owned_by"],
             "task": by_name[engine["deployments"][0]]["task"],
-            "backends": [name for d in engine["deployments"] for name in by_name[d]["instances"]],
+            "backends": [backend["name"] for d in engine["deployments"] for backend in addresses[d]],
         }
         for model in models
         for engine in model["engines"]
