@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ansible_collections.roundhouse.llm.plugins.module_utils import child
+from ansible_collections.roundhouse.llm.plugins.module_utils import child, k3d
 from ansible_collections.roundhouse.llm.plugins.module_utils.job import JobError, Progress
 
 _LAST_LINES = 15
@@ -85,7 +85,7 @@ def load(binary: str, cluster: str, node: str, names: Sequence[str], progress: P
 
 def _run(command: Sequence[str], failure: str, what: str, progress: Progress) -> list[str]:
     def watch(lines: list[str]) -> None:
-        progress.say(f"{what}: {lines[-1]}" if lines else what)
+        progress.say(f"{what}: {k3d.plain(lines[-1])}" if lines else what)
 
     # With the plain output of the builder, each line says something.
     status, lines = child.run(command, {**os.environ, "BUILDKIT_PROGRESS": "plain"}, watch)

@@ -102,7 +102,7 @@ def main() -> None:
             except cluster_api.UnavailableError as error:
                 raise job.JobError(
                     f"The cluster of context {access.context} does not answer at {cluster.address} ({error}). "
-                    "Does it run, and is it reached from this host?"
+                    "Does it run (on platform k3d: make start), and is it reached from this host?"
                 ) from error
 
     module.exit_json(**job.outcome(work, job.Progress()))

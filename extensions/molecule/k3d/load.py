@@ -34,7 +34,9 @@ def main() -> int:
     url, seconds = sys.argv[1], float(sys.argv[2])
     asked: list[str | None] = []
     end = time.monotonic() + seconds
-    threads = [threading.Thread(target=work, args=(url, end, keep, asked)) for keep in (True, True, False, False)]
+    threads = [
+        threading.Thread(target=work, args=(url, end, keep, asked)) for keep in (True, True, False, False)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
