@@ -16,7 +16,7 @@ TEST_REQUIREMENTS := requirements.txt gateway/requirements.txt requirements-test
     roles/engines/files/hub/requirements.txt roles/cluster/files/requirements.txt
 
 .PHONY: help controller test-tools multi-models multi-engines serve status start stop restart remove logs
-.PHONY: test lint unit soak bench package molecule test-k3d
+.PHONY: test lint unit soak bench package molecule test-k3d test-gpu
 
 help: ## Show this
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -87,7 +87,15 @@ molecule: test-tools ## Converge real stacks and ask them; what this machine can
 	else \
 	    echo "SKIPPED: molecule scenario k3d. It needs a Docker engine, and none answers here (docker version)."; \
 	fi; \
+	if docker version >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1; then \
+	    scenarios="$$scenarios -s gpu"; \
+	else \
+	    echo "SKIPPED: molecule scenario gpu. It needs a Docker engine and an NVIDIA driver that answer (nvidia-smi -L)."; \
+	fi; \
 	PATH="$(CURDIR)/$(VENV):$$PATH" $(VENV)/molecule test $$scenarios
 
 test-k3d: test-tools ## The part of it that needs Docker: a real cluster, engines in pods
 	@PATH="$(CURDIR)/$(VENV):$$PATH" $(VENV)/molecule test -s k3d
+
+test-gpu: test-tools ## The part of it that needs an NVIDIA GPU: two engines that share it
+	@PATH="$(CURDIR)/$(VENV):$$PATH" $(VENV)/molecule test -s gpu

@@ -8,6 +8,7 @@ from typing import Any
 
 from ansible_collections.roundhouse.llm.plugins.module_utils.checksums import sha256
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.deployments import fill
+from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.gpu import misfits
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.resolve import resolve
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.routes import (
     local_addresses,
@@ -25,6 +26,7 @@ class FilterModule:
             "file_checksum": lambda path: sha256(Path(path)),
             "resolve_catalog": resolve,
             "fill_command": fill,
+            "gpu_misfits": misfits,
             "routing_map": routing_map,
             "local_addresses": local_addresses,
             "smoke_questions": smoke_questions,

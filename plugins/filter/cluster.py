@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any
 
@@ -31,6 +31,18 @@ def _explained(make: Callable[..., Any]) -> Callable[..., Any]:
     return filtered
 
 
+def object_names(objects: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of each object its kind and name, and both as a title: without what may be secret."""
+    return [
+        {
+            "kind": thing["kind"],
+            "metadata": {"name": thing["metadata"]["name"]},
+            "title": f"{thing['kind']} {thing['metadata']['name']}",
+        }
+        for thing in objects
+    ]
+
+
 class FilterModule:
     """What the collection loader looks for."""
 
@@ -41,5 +53,6 @@ class FilterModule:
             "engine_objects": _explained(engine_objects),
             "shared_objects": shared_objects,
             "gateway_objects": _explained(gateway_objects),
+            "object_names": object_names,
             "routes_object": routes_object,
         }

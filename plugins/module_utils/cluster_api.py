@@ -14,7 +14,7 @@ import re
 import socket
 import tempfile
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,13 +40,20 @@ _PREAMBLE = re.compile(
 #: Kinds of objects that may be ours: the group of the API, and the word that its calls have for them.
 KINDS = {
     "ConfigMap": ("core", "config_map"),
+    "CronJob": ("batch", "cron_job"),
+    "DaemonSet": ("apps", "daemon_set"),
     "Deployment": ("apps", "deployment"),
     "Ingress": ("networking", "ingress"),
+    "Job": ("batch", "job"),
+    "NetworkPolicy": ("networking", "network_policy"),
     "PersistentVolumeClaim": ("core", "persistent_volume_claim"),
     "Pod": ("core", "pod"),
     "PodDisruptionBudget": ("policy", "pod_disruption_budget"),
+    "ResourceQuota": ("core", "resource_quota"),
     "Secret": ("core", "secret"),
     "Service": ("core", "service"),
+    "ServiceAccount": ("core", "service_account"),
+    "StatefulSet": ("apps", "stateful_set"),
 }
 
 
@@ -76,10 +83,21 @@ class Cluster:
         self._failures = (kubernetes.ApiException, importlib.import_module("urllib3").exceptions.HTTPError)
         self._apps = kubernetes.AppsV1Api(client)
         self._core = kubernetes.CoreV1Api(client)
-        others = {"networking": kubernetes.NetworkingV1Api(client), "policy": kubernetes.PolicyV1Api(client)}
+        others = {
+            "batch": kubernetes.BatchV1Api(client),
+            "networking": kubernetes.NetworkingV1Api(client),
+            "policy": kubernetes.PolicyV1Api(client),
+        }
         self._groups = {"apps": self._apps, "core": self._core} | others
+        self._version = kubernetes.VersionApi(client)
         self._access = access
         self.address: str = client.configuration.host
+
+    def version(self) -> str:
+        """The release of Kubernetes, as in 1.34."""
+        text = self._ask("tell its version", without_namespace(self._version.get_code))
+        found = json.loads(text or b"{}")
+        return f"{found.get('major')}.{str(found.get('minor')).rstrip('+')}"
 
     def deployment(self, name: str) -> Thing | None:
         """A Deployment; None if there is none of that name."""
@@ -130,6 +148,16 @@ class Cluster:
         group, word = KINDS[kind]
         call = getattr(self._groups[group], f"list_namespaced_{word}")
         return self._items(f"list {kind} objects", call, selector)
+
+    def foreign(self, objects: Sequence[Thing], selector: str) -> list[str]:
+        """Those of the wanted objects (`KIND NAME`) that are there already, and do not have these labels."""
+        found = []
+        for kind in dict.fromkeys(thing["kind"] for thing in objects):
+            wanted = {thing["metadata"]["name"] for thing in objects if thing["kind"] == kind}
+            there = {thing["metadata"]["name"] for thing in self.things(kind, "")}
+            ours = {thing["metadata"]["name"] for thing in self.things(kind, selector)}
+            found += [f"{kind} {name}" for name in sorted(wanted & there - ours)]
+        return found
 
     def is_namespace(self, selector: str) -> bool:
         """Whether our namespace is there, and has these labels."""
@@ -268,7 +296,15 @@ def connected(access: Access, scratch: str | None = None) -> Iterator[Cluster]:
         configuration.retries = False
         _choose_way(configuration)
         with kubernetes.client.ApiClient(configuration) as client:
-            yield Cluster(access, client)
+            cluster = Cluster(access, client)
+            try:
+                yield cluster
+            except UnavailableError as error:
+                context = f" of context {access.context}" if access.context else ""
+                raise job.JobError(
+                    f"The cluster{context} does not answer at {cluster.address} ({error}). "
+                    "Does it run (on platform k3d: make start), and is it reached from this host?"
+                ) from error
 
 
 def _choose_way(configuration: Any) -> None:

@@ -16,8 +16,14 @@ from ansible_collections.roundhouse.llm.plugins.module_utils import (
 )
 
 #: What may be ours in a namespace. Those with data come last, and only if that is asked for.
-_KINDS = ("Ingress", "PodDisruptionBudget", "Deployment", "Service", "ConfigMap", "Secret")
+_KINDS = ("Ingress", "PodDisruptionBudget", "Deployment", "DaemonSet", "Service", "ConfigMap", "Secret")
 _DATA = "PersistentVolumeClaim"
+
+#: Of these, what goes when a stack or its settings no longer ask for it.
+_PRUNED = ("Ingress", "PodDisruptionBudget", "Deployment", "Service")
+
+#: Seconds for which the API may be silent.
+_PATIENCE = 30.0
 
 #: What every namespace has without anybody's doing.
 _NOBODYS = {"kube-root-ca.crt", "default", "openshift-service-ca.crt"}
@@ -72,14 +78,14 @@ class Changes:
             self._await_end(name, rollouts.selector(deployment))
         return touched
 
-    def prune(self, keep: Sequence[str]) -> list[str]:
-        """Delete the engines that are not to stay, with their Services."""
+    def prune(self, component: str, keep: Sequence[str]) -> list[str]:
+        """Delete what is ours of a component (engine, gateway) and not among those that stay (`KIND NAME`)."""
         touched = []
-        for kind in ("Deployment", "Service"):
-            for thing in self._cluster.things(kind, cluster_programs.ENGINES):
-                labels = thing["metadata"]["labels"]
+        selector = f"{cluster_programs.OURS},app.kubernetes.io/component={component}"
+        for kind in _PRUNED:
+            for thing in self._cluster.things(kind, selector):
                 name = thing["metadata"]["name"]
-                if labels.get("app.kubernetes.io/instance") in (*keep, "engines"):
+                if f"{kind} {name}" in keep:
                     continue
                 self._delete(kind, name)
                 touched.append(f"{kind} {name}")
@@ -88,7 +94,7 @@ class Changes:
         return touched
 
     def remove(self, *, purge: bool) -> list[str]:
-        """Delete all that is ours; the namespace, too, if we made it and nothing is left in it."""
+        """Delete all that is ours; with `purge` the data, too, and the namespace if we made it and it is empty."""
         touched = []
         for kind in (*_KINDS, _DATA) if purge else _KINDS:
             for thing in self._cluster.things(kind, cluster_programs.OURS):
@@ -96,19 +102,22 @@ class Changes:
                 self._delete(kind, name)
                 touched.append(f"{kind} {name}")
         self._await_end("pods", cluster_programs.OURS)
-        if self._cluster.is_namespace(cluster_programs.OURS) and not self._left(touched):
+        if purge and self._cluster.is_namespace(cluster_programs.OURS) and not self._left(touched):
             self._delete("Namespace", self._access.namespace)
             touched.append(f"Namespace {self._access.namespace}")
             self._await("the namespace", lambda: self._cluster.is_namespace(""))
         return touched
 
     def _left(self, deleted: Sequence[str]) -> list[str]:
-        """What is in the namespace and was not just deleted."""
+        """What is in the namespace and was not just deleted, our own pods aside."""
+        ours = {thing["metadata"]["name"] for thing in self._cluster.things("Pod", cluster_programs.OURS)}
         return [
             f"{kind} {name}"
-            for kind in ("Pod", *_KINDS, _DATA)
+            for kind in cluster_api.KINDS
             for name in (thing["metadata"]["name"] for thing in self._cluster.things(kind, ""))
-            if name not in _NOBODYS and f"{kind} {name}" not in deleted
+            if name not in _NOBODYS
+            and f"{kind} {name}" not in deleted
+            and not (kind == "Pod" and name in ours)
         ]
 
     def _chosen(self, only: str) -> list[cluster_api.Thing]:
@@ -132,8 +141,15 @@ class Changes:
         """Wait until nothing remains. Raises JobError."""
         if self._dry:
             return
-        begun = time.monotonic()
-        while remains():
+        begun = answered = time.monotonic()
+        while True:
+            try:
+                if not remains():
+                    return
+                answered = time.monotonic()
+            except cluster_api.UnavailableError:
+                if time.monotonic() - answered > _PATIENCE:
+                    raise
             if time.monotonic() - begun > self._timeout:
                 raise job.JobError(
                     f"{words}: not over after {self._timeout:.0f} s. See what holds it: kubectl "

@@ -16,7 +16,6 @@ Thing = Mapping[str, Any]
 
 #: What marks an object as ours (plugin_utils/cluster/objects.py writes it, and the annotations).
 OURS = "app.kubernetes.io/part-of=roundhouse,app.kubernetes.io/managed-by=roundhouse"
-ENGINES = f"{OURS},app.kubernetes.io/component=engine"
 
 REPLICAS = "roundhouse.llm/replicas"
 REVISION = "roundhouse.llm/revision"
@@ -92,6 +91,7 @@ def describe(deployment: Thing, pods: Sequence[Thing], now: datetime) -> dict[st
         "pid": None,
         "memory": None,
         "pods": sorted(pod["metadata"]["name"] for pod in pods),
+        "serving": sorted(pod["metadata"]["name"] for pod in ready),
         "note": None,
     }
 

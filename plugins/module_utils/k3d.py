@@ -213,7 +213,14 @@ def _node(found: Mapping[str, Any]) -> Node:
 
 
 def _is_marked(container: str) -> bool:
-    return _run(["docker", "cp", f"{container}:{MARK}", "-"]).returncode == 0
+    done = _run(["docker", "cp", f"{container}:{MARK}", "-"])
+    if done.returncode and not re.search(
+        "could not find the file|no such container:path", done.stderr.lower()
+    ):
+        raise job.JobError(
+            f"Docker does not tell whether the node {container} was made whole: {done.stderr.strip()}"
+        )
+    return done.returncode == 0
 
 
 def mark(cluster: str, scratch: Path) -> None:

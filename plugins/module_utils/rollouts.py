@@ -234,7 +234,6 @@ class Problem:
     what: str
     remedy: str
     subject: Subject | None = None
-    #: Kubernetes tries again, but after minutes only.
 
 
 Verdict = Done | Waiting | Problem

@@ -36,10 +36,15 @@ options:
     description: The one program that this is about; empty for all. Not for state absent.
     type: str
     default: ''
+  component:
+    description: With state absent, the part that this is about; then only what of it is not in keep is deleted.
+    type: str
+    choices: [engine, gateway]
   keep:
-    description: With state absent, the engines that stay; then nothing but other engines is deleted.
+    description: What of the component stays, as KIND NAME.
     type: list
     elements: str
+    default: []
   purge:
     description: With state absent, whether the claims with weights are deleted, too.
     type: bool
@@ -94,7 +99,8 @@ def main() -> None:
                 "required": True,
             },
             "only": {"type": "str", "default": ""},
-            "keep": {"type": "list", "elements": "str"},
+            "component": {"type": "str", "choices": ["engine", "gateway"]},
+            "keep": {"type": "list", "elements": "str", "default": []},
             "purge": {"type": "bool", "default": False},
             "timeout": {"type": "float", "default": 1800},
             "job": {"type": "path"},
@@ -110,8 +116,8 @@ def main() -> None:
                 cluster, access, given["timeout"], progress, dry=module.check_mode
             )
             match given["state"]:
-                case "absent" if given["keep"] is not None:
-                    names = changes.prune(given["keep"])
+                case "absent" if given["component"]:
+                    names = changes.prune(given["component"], given["keep"])
                 case "absent":
                     names = changes.remove(purge=given["purge"])
                 case "stopped":

@@ -79,7 +79,8 @@ def main() -> None:
         node = f"k3d-{given['cluster']}-server-0"
         there = images.on_node(node)
         missing = [name for name in dict.fromkeys(given["images"]) if images.full_name(name) not in there]
-        loaded = [name for name in missing if images.on_host(name)]
+        # What is saved and loaded loses its digest, so an image that is named by one has to be pulled.
+        loaded = [name for name in missing if "@" not in name and images.on_host(name)]
         if loaded and not module.check_mode:
             images.load(given["binary"], given["cluster"], node, loaded, progress)
         return {

@@ -100,7 +100,10 @@ def wait(
     begun = time.monotonic()
     told: set[str] = set()
     while True:
-        pods, late = behind(cluster, revision)
+        try:
+            pods, late = behind(cluster, revision)
+        except cluster_api.UnavailableError as error:
+            pods, late = [], {"the cluster": f"does not answer ({error})"}
         if pods and not late:
             return {"changed": False, "pods": pods}
         words = "; ".join(f"{pod} {what}" for pod, what in late.items()) or "the gateway has no pods"
@@ -110,7 +113,7 @@ def wait(
                 f"{words}. Its log says why: make logs ONLY=gateway."
             )
         progress.say(f"waiting for the new map: {words}")
-        for pod in late.keys() - told:
+        for pod in (late.keys() & set(pods)) - told:
             cluster.annotate_pod(pod, {cluster_programs.REVISION: revision})
             told.add(pod)
         time.sleep(_PAUSE)

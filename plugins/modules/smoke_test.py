@@ -90,7 +90,8 @@ def way(given: dict[str, Any]) -> Iterator[Connect]:
         if deployment is None:
             raise job.JobError(f"There is no Deployment {given['pod_of']} in namespace {given['namespace']}.")
         port = deployment["spec"]["template"]["spec"]["containers"][0]["ports"][0]["containerPort"]
-        ready = [pod for pod in cluster.pods(rollouts.selector(deployment)) if rollouts.is_ready(pod)]
+        pods = cluster.pods(rollouts.selector(deployment))
+        ready = [pod for pod in pods if rollouts.is_ready(pod) and not rollouts.is_ending(pod)]
         if not ready:
             raise job.JobError(f"No pod of {given['pod_of']} is ready: make logs ONLY={given['pod_of']}.")
         name = ready[0]["metadata"]["name"]

@@ -11,6 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from ansible_collections.roundhouse.llm.plugins.module_utils import images
+from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.gpu import misfits
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.resolve import resolve
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.routes import routing_map
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.cluster import (
@@ -52,6 +53,7 @@ def settings(**changes: Any) -> dict[str, Any]:
         "token_secret": "",
         "token": "",
         "gateway_image": "roundhouse-gateway:0",
+        "pull_timeout": 3600,
         "image_pull_policy": "IfNotPresent",
         "image_pull_secrets": [],
         "node_selector": {},
@@ -79,7 +81,6 @@ def gateway_settings(**changes: Any) -> dict[str, Any]:
         "image": "roundhouse-gateway:0",
         "replicas": 1,
         "environment": {},
-        "drain_timeout": 30,
         "node_port": 0,
         "ingress": {},
         "resources": {"requests": {"cpu": "100m"}},
@@ -270,7 +271,7 @@ def test_the_token_is_in_a_secret_only() -> None:
             assert ("hf_secret" in str(thing)) == (thing["kind"] == "Secret"), name
     first = stack(K3D["multi-engines"], "kubernetes", **ELSEWHERE)[0]
     token = next(entry for entry in container(first)["env"] if entry["name"] == "HF_TOKEN")
-    assert token["valueFrom"] == {"secretKeyRef": {"name": "hugging-face", "key": "token"}}
+    assert token["valueFrom"] == {"secretKeyRef": {"name": "hugging-face", "key": "token", "optional": True}}
 
 
 def test_what_the_user_sets_for_pods() -> None:
@@ -280,6 +281,34 @@ def test_what_the_user_sets_for_pods() -> None:
     assert spec["tolerations"] == ELSEWHERE["tolerations"]
     assert spec["runtimeClassName"] == "nvidia"
     assert "runtimeClassName" not in stack(one(), runtime_class="nvidia")[0][0]["spec"]["template"]["spec"]
+
+
+def test_what_engines_compile_is_kept() -> None:
+    spec = stack(K3D["multi-engines"])[0][0]["spec"]["template"]["spec"]
+    kept = next(volume for volume in spec["volumes"] if volume["name"] == "compiled")
+    assert kept["hostPath"]["path"] == "/roundhouse/weights/compiled/vllm-llama-32-1b"
+    mounts = {mount["mountPath"]: mount for mount in spec["containers"][0]["volumeMounts"]}
+    assert mounts["/root/.cache/vllm"]["name"] == "compiled"
+    elsewhere = container(stack(K3D["multi-engines"], "kubernetes", **ELSEWHERE)[0])
+    mounts = {mount["mountPath"]: mount for mount in elsewhere["volumeMounts"]}
+    assert mounts["/root/.cache/vllm"]["subPath"] == "compiled/vllm-llama-32-1b"
+
+
+def test_a_gpu_where_there_is_none() -> None:
+    problems = resolve(K3D, "multi-engines", "k3d", ENGINES, False)["problems"]
+    assert len(problems) == 2
+    assert all("wants a GPU here, and roundhouse_gpus is none" in problem for problem in problems)
+    assert resolve(CPU, "multi-models", "k3d", ENGINES, False)["problems"] == []
+
+
+def test_what_does_not_fit_into_the_gpu() -> None:
+    found = resolve(K3D, "multi-engines", "k3d", ENGINES)["deployments"]
+    sizes = [{"bytes": 2_500_000_000}, {"bytes": 7_000_000_000}]
+    assert misfits(found, sizes, 16_000_000_000) == [
+        "sglang-llama-32-1b: its weights take 7.0 GB, and 0.4 of a GPU with 16.0 GB is 6.4 GB: raise its gpu_memory, "
+        "or choose a smaller or quantized model."
+    ]
+    assert misfits(found, sizes, 80_000_000_000) == []
 
 
 def test_replicas_are_found_one_by_one() -> None:
@@ -293,6 +322,17 @@ def test_replicas_are_found_one_by_one() -> None:
     routes = routing_map(models, engine_objects.cluster_addresses(deployments))
     assert routes["models"][0]["engines"][0]["backends"][0]["resolve"] is True
     assert routing.load(yaml.safe_dump(routes).encode()).routes[0].backends[0].resolve
+
+
+def test_a_name_with_replicas_is_short_enough_for_their_service() -> None:
+    problems = resolve({"s": one(name="a" * 55, replicas=2)}, "s", "k3d", ENGINES)["problems"]
+    assert problems == [
+        "stack s, deployment 1 ("
+        + "a" * 55
+        + "): with replicas, a name may have 54 characters, and '"
+        + "a" * 55
+        + "' has 55: choose a shorter one."
+    ]
 
 
 def test_probes_are_as_patient_as_the_engine_needs() -> None:
@@ -311,8 +351,10 @@ def test_the_gateway_is_not_root() -> None:
 
 
 def test_the_gateway_may_drain_before_it_is_killed() -> None:
-    spec = gateway_objects.gateway_objects(gateway_settings(drain_timeout=100))[0]["spec"]["template"]["spec"]
-    assert spec["terminationGracePeriodSeconds"] > 105
+    spec = gateway_objects.gateway_objects(
+        gateway_settings(environment={"ROUNDHOUSE_DRAIN_TIMEOUT": 100, "ROUNDHOUSE_DRAIN_DELAY": 20})
+    )[0]["spec"]["template"]["spec"]
+    assert spec["terminationGracePeriodSeconds"] == 130
 
 
 def test_an_ingress_needs_a_host() -> None:

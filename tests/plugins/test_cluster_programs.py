@@ -173,21 +173,28 @@ class TestChanges:
         changes = self.changes(cluster, dry=True)
         assert changes.stop("") == ["gateway", "a"]
         assert changes.start("", anew=True) == ["a", "gateway"]
-        assert changes.prune([]) == ["Deployment a", "Service a"]
+        assert changes.prune("engine", []) == ["Deployment a", "Service a"]
         assert "Deployment gateway" in changes.remove(purge=True)
         assert (cluster.done, waited) == ([], [])
 
     def test_prune_keeps_the_gateway_and_what_is_to_stay(self) -> None:
         cluster = FakeCluster(deployment("a", 0), deployment("b", 1), deployment("gateway", 1000))
-        assert self.changes(cluster).prune(["a"]) == ["Deployment b", "Service b"]
+        assert self.changes(cluster).prune("engine", ["Deployment a", "Service a"]) == [
+            "Deployment b",
+            "Service b",
+        ]
         assert sorted(cluster.kept) == ["a", "gateway"]
 
     def test_remove_takes_the_namespace_if_it_is_ours(self) -> None:
         cluster = FakeCluster(deployment("a", 0))
-        assert self.changes(cluster).remove(purge=False)[-1] == "Namespace ns"
+        assert self.changes(cluster).remove(purge=True)[-1] == "Namespace ns"
 
     def test_remove_leaves_the_namespace_if_others_use_it(self) -> None:
         cluster = FakeCluster(deployment("a", 0), foreign=True)
+        assert self.changes(cluster).remove(purge=True) == ["Deployment a", "Service a"]
+
+    def test_remove_leaves_the_namespace_unless_all_is_to_go(self) -> None:
+        cluster = FakeCluster(deployment("a", 0))
         assert self.changes(cluster).remove(purge=False) == ["Deployment a", "Service a"]
 
     def test_remove_leaves_a_namespace_that_we_did_not_make(self) -> None:

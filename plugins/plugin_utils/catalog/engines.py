@@ -79,6 +79,7 @@ RUN_KEYS: Mapping[str, Mapping[str, Key]] = {
         "image": Key("an image with its tag", shape.is_text, required=True),
         "command": Key("a list of command line words", shape.is_words, required=True),
         "env": Key("a mapping of environment variables", shape.is_scalars, default={}),
+        "cache": Key("the folder in which it keeps what it compiles", shape.is_text),
         "user": Key(
             "the id of the user it runs as, if it need not be the image's own", shape.is_positive_count
         ),

@@ -7,7 +7,7 @@ free for one is what the shares before it left.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import ROUND_DOWN, Decimal
 from typing import Any
 
@@ -69,3 +69,25 @@ def share_out(deployments: Sequence[dict[str, Any]], problems: Problems) -> None
             f"the GPU memory shares add up to {taken} ({shares}), and engines may take {MOST} of a GPU: "
             "lower 'gpu_memory' of some."
         )
+
+
+def misfits(
+    deployments: Sequence[Mapping[str, Any]], weights: Sequence[Mapping[str, Any]], memory: int
+) -> list[str]:
+    """What can't fit into a GPU of `memory` bytes: a sentence for each deployment whose weights alone take its share.
+
+    `weights` are the results of the module weights, in the order of the deployments; `bytes` is their size.
+    """
+    sentences = []
+    for deployment, fetched in zip(deployments, weights, strict=True):
+        if not deployment["gpus"]:
+            continue
+        size, share = fetched.get("bytes") or 0, deployment["gpu_memory"]
+        room = share * memory * deployment["gpus"]
+        if size > room:
+            sentences.append(
+                f"{deployment['name']}: its weights take {size / 1e9:.1f} GB, and {share:g} of a GPU with "
+                f"{memory / 1e9:.1f} GB is {room / 1e9:.1f} GB: raise its gpu_memory, or choose a smaller or quantized "
+                "model."
+            )
+    return sentences

@@ -19,9 +19,12 @@ from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.problems im
     or_known,
 )
 
+#: What a label of DNS may have, in characters.
+_LONGEST_NAME = 63
 
-def resolve(stacks: Any, stack: str, platform: str, engines: Any) -> dict[str, Any]:
-    """The catalog of one stack on one platform.
+
+def resolve(stacks: Any, stack: str, platform: str, engines: Any, has_gpus: bool = True) -> dict[str, Any]:
+    """The catalog of one stack on one platform, with GPUs or without.
 
     Returns `problems` (sentences; empty if all is well), and if it is empty also `stack`, `platform`,
     `deployments` (in start order), `engines` (what each of them needs installed) and `models` (what the routing
@@ -44,6 +47,7 @@ def resolve(stacks: Any, stack: str, platform: str, engines: Any) -> dict[str, A
         if entry is not None:
             deployments.append(entry)
     _check_names(deployments, problems)
+    _check_gpus(deployments, platform, problems, has_gpus=has_gpus)
     share_out(deployments, problems.at(f"stack {stack}"))
     models = _models(deployments, table, problems)
     if problems.sentences:
@@ -98,12 +102,30 @@ def _place(stack: str, index: int, given: Any) -> str:
 def _check_names(deployments: Sequence[dict[str, Any]], problems: Problems) -> None:
     owners: dict[str, str] = {}
     for entry in deployments:
-        for name in {entry["name"], *instances(entry)}:
+        replicas = f"{entry['name']}-replicas"
+        if entry["replicas"] > 1 and len(replicas) > _LONGEST_NAME:
+            problems.at(entry["place"]).add(
+                f"with replicas, a name may have {_LONGEST_NAME - len('-replicas')} characters, "
+                f"and '{entry['name']}' has {len(entry['name'])}: choose a shorter one."
+            )
+        more = (replicas,) if entry["replicas"] > 1 else ()
+        for name in {entry["name"], *instances(entry), *more}:
             if name in owners:
                 problems.at(entry["place"]).add(
                     f"the name '{name}' is already that of {owners[name]}: choose another."
                 )
             owners.setdefault(name, entry["place"])
+
+
+def _check_gpus(
+    deployments: Sequence[dict[str, Any]], platform: str, problems: Problems, *, has_gpus: bool
+) -> None:
+    for entry in deployments:
+        if entry["gpus"] and platform == "k3d" and not has_gpus:
+            problems.at(entry["place"]).add(
+                f"{entry['engine']} wants a GPU here, and roundhouse_gpus is none: choose an engine that serves on "
+                "the CPU, or use a machine with an NVIDIA GPU (docs/gpu.md)."
+            )
 
 
 def _models(
@@ -191,6 +213,7 @@ def _deployment(entry: Mapping[str, Any], engine: Mapping[str, Any], platform: s
         "command": command(entry, engine, platform),
         "env": {**{key: str(value) for key, value in run["env"].items()}, **entry["env"]},
         "image": run.get("image"),
+        "cache": run.get("cache"),
         "user": run.get("user"),
         "health": engine["health"],
         "stop_timeout": engine["stop_timeout"],

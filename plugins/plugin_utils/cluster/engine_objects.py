@@ -28,9 +28,6 @@ from ansible_collections.roundhouse.llm.plugins.plugin_utils.cluster.objects imp
 #: Seconds in which the cluster's proxies learn that a pod ends, before its engine does.
 _LEAVE = 5
 
-#: Seconds for the image to be pulled, on top of the time that the engine may take to start.
-_PULL = 3600
-
 _STARTUP_PERIOD = 5
 
 
@@ -42,8 +39,10 @@ def engine_objects(
     """The objects of each deployment of the resolved catalog, in its order. Raises ValueError.
 
     `weights` are the results of the module weights (`path` on the host), or nothing if the engines fetch them.
-    `settings`: `namespace`; `folders` (host folders that the nodes see, as a mapping of host path to node path) or
+    `settings`: `namespace`; `folders` (host folders that the nodes see, as a mapping of host path to node path; the
+    first is that of the weights) or
     `claim` (name of the PersistentVolumeClaim for weights); `token_secret` (name, or empty); `gateway_image`;
+    `pull_timeout` (seconds for the image, on top of the deployment's own startup_timeout);
     and what the user sets for all pods: `image_pull_secrets`, `image_pull_policy`, `node_selector`,
     `tolerations`, `runtime_class`.
     """
@@ -108,7 +107,7 @@ def _objects(
             "spec": {
                 "replicas": deployment["replicas"],
                 "revisionHistoryLimit": 2,
-                "progressDeadlineSeconds": round(deployment["startup_timeout"]) + _PULL,
+                "progressDeadlineSeconds": round(deployment["startup_timeout"] + settings["pull_timeout"]),
                 "strategy": _strategy(deployment),
                 "selector": {"matchLabels": selector(name)},
                 "template": {"metadata": {"labels": of}, "spec": _pod(deployment, weights, settings)},
@@ -147,6 +146,11 @@ def _strategy(deployment: Mapping[str, Any]) -> Object:
 
 def _pod(deployment: Mapping[str, Any], weights: Mapping[str, Any], settings: Mapping[str, Any]) -> Object:
     volume, mount, path = _weights(deployment, weights, settings)
+    volumes, mounts = [volume], [mount]
+    if deployment["cache"]:
+        kept = _kept(deployment, settings)
+        volumes += kept[0]
+        mounts += kept[1]
     words = fill(deployment["command"], {"weights": path, "host": "0.0.0.0", "port": ENGINE_PORT})
     health = deployment["health"]
     patience = max(1, ceil(health["timeout"]))
@@ -160,7 +164,7 @@ def _pod(deployment: Mapping[str, Any], weights: Mapping[str, Any], settings: Ma
         "ports": [{"name": "http", "containerPort": ENGINE_PORT, "protocol": "TCP"}],
         "resources": _resources(deployment),
         "securityContext": container_security(),
-        "volumeMounts": [mount, {"name": "shm", "mountPath": "/dev/shm"}],  # noqa: S108 - where engines want it
+        "volumeMounts": [*mounts, {"name": "shm", "mountPath": "/dev/shm"}],  # noqa: S108 - where engines want it
         "startupProbe": probe(
             health["path"],
             periodSeconds=_STARTUP_PERIOD,
@@ -182,7 +186,7 @@ def _pod(deployment: Mapping[str, Any], weights: Mapping[str, Any], settings: Ma
     spec: Object = {
         "terminationGracePeriodSeconds": round(deployment["stop_timeout"]) + _LEAVE,
         "containers": [container],
-        "volumes": [volume, {"name": "shm", "emptyDir": {"medium": "Memory"}}],
+        "volumes": [*volumes, {"name": "shm", "emptyDir": {"medium": "Memory"}}],
     }
     if deployment["after"]:
         spec["initContainers"] = [_wait(deployment, settings)]
@@ -213,7 +217,8 @@ def _environment(deployment: Mapping[str, Any], settings: Mapping[str, Any]) -> 
     if settings.get("claim"):
         env.append({"name": "HF_HOME", "value": f"{CLAIM_FOLDER}/huggingface"})
     if settings.get("token_secret"):
-        reference = {"name": settings["token_secret"], "key": "token"}
+        # Where there is none, engines load what needs none.
+        reference = {"name": settings["token_secret"], "key": "token", "optional": True}
         env.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": reference}})
     return env + [{"name": name, "value": str(value)} for name, value in deployment["env"].items()]
 
@@ -238,6 +243,16 @@ def _weights(
     volume = {"name": "weights", "hostPath": {"path": node, "type": "Directory"}}
     mount |= {"readOnly": True}
     return volume, mount, posixpath.join(CLAIM_FOLDER, posixpath.relpath(weights["path"], host))
+
+
+def _kept(deployment: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[list[Object], list[Object]]:
+    """Volumes and mounts for what the engine compiles: it is kept beside the weights, and used again."""
+    mount = {"mountPath": deployment["cache"]}
+    if settings.get("claim"):
+        return [], [{"name": "weights", "subPath": f"compiled/{deployment['name']}", **mount}]
+    path = posixpath.join(next(iter(settings["folders"].values())), "compiled", deployment["name"])
+    volume = {"name": "compiled", "hostPath": {"path": path, "type": "Directory"}}
+    return [volume], [{"name": "compiled", **mount}]
 
 
 def _folder(path: str, folders: Mapping[str, str]) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import ceil
 from typing import Any
 
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.cluster.objects import (
@@ -23,8 +24,9 @@ from ansible_collections.roundhouse.llm.plugins.plugin_utils.cluster.objects imp
 #: Name of the ConfigMap with the routing map, of its file, and where pods see it.
 ROUTES, ROUTES_FILE, ROUTES_FOLDER = "gateway-routes", "routes.yml", "/etc/roundhouse/routes"
 
-#: Seconds in which the cluster's proxies learn that a pod ends, before it takes no more requests.
-_DRAIN_DELAY = 5
+#: Seconds in which the cluster's proxies learn that a pod ends, before it takes no more requests; and for which it may
+#: then finish what it has (the gateway's own default), unless its settings say otherwise.
+_DRAIN_DELAY, _DRAIN_TIMEOUT = 5, 30
 
 #: It starts after the engines.
 _ORDER = 1000
@@ -44,7 +46,7 @@ def gateway_objects(settings: Mapping[str, Any]) -> list[Object]:
     """Deployment, Service, and what the settings ask for besides. Raises ValueError.
 
     `settings`: `namespace`, `image`, `replicas`, `environment` (further settings of the
-    gateway), `drain_timeout` (seconds), `node_port` (0: none), `ingress` (empty, or `host`, `class`, `tls_secret`,
+    gateway), `node_port` (0: none), `ingress` (empty, or `host`, `class`, `tls_secret`,
     `annotations`), `resources`, and what the user sets for all pods.
     """
     of = labels(GATEWAY, "gateway", "roundhouse-gateway")
@@ -74,8 +76,10 @@ def _deployment(settings: Mapping[str, Any], of: Mapping[str, str]) -> Object:
         "ROUNDHOUSE_HOST": "0.0.0.0",
         "ROUNDHOUSE_PORT": str(GATEWAY_PORT),
         "ROUNDHOUSE_DRAIN_DELAY": str(_DRAIN_DELAY),
+        "ROUNDHOUSE_DRAIN_TIMEOUT": str(_DRAIN_TIMEOUT),
         **{name: str(value) for name, value in settings["environment"].items()},
     }
+    drain = float(environment["ROUNDHOUSE_DRAIN_DELAY"]) + float(environment["ROUNDHOUSE_DRAIN_TIMEOUT"])
     container = {
         "name": "gateway",
         "image": settings["image"],
@@ -92,7 +96,7 @@ def _deployment(settings: Mapping[str, Any], of: Mapping[str, str]) -> Object:
     spec = pod(
         settings,
         GATEWAY_USER,
-        terminationGracePeriodSeconds=_DRAIN_DELAY + round(settings["drain_timeout"]) + 10,
+        terminationGracePeriodSeconds=ceil(drain) + 10,
         containers=[container],
         volumes=[{"name": "routes", "configMap": {"name": ROUTES}}],
     )
