@@ -52,7 +52,10 @@ Work = Callable[[Progress], dict[str, Any]]
 
 
 def write_whole(path: Path, text: str, mode: int = 0o600) -> None:
-    """Write a file so that a reader sees the old text or the new, never half of one."""
+    """Write a file so that a reader sees the old text or the new, never half of one. Raises JobError."""
+    if path.exists() and not path.is_file():
+        # /dev/null, say: to put a file in its place would harm the whole machine.
+        raise JobError(f"{path} is no file, so nothing is written there: name another one.")
     part = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:

@@ -346,7 +346,7 @@ def refuse_unusable(config: Mapping[str, Any], name: str) -> None:
     if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?", name):
         raise job.JobError(
             f"'{name}' can't be the name of a k3d cluster: use up to 32 lower-case letters, digits and dashes "
-            "(k3d_cluster_name)."
+            "(roundhouse_cluster)."
         )
     for place, text in _texts(config):
         if "$" in text:
@@ -502,6 +502,11 @@ _REMEDIES = (
         r"pull access denied|manifest unknown|failed to pull|manifest for .* not found|Client\.Timeout|no such host",
         "An image can't be had: check its name (k3d_cluster_image), the network and its proxy, or a registry's login. "
         "k3d itself needs ghcr.io/k3d-io/k3d-tools; its variable K3D_IMAGE_TOOLS names a copy elsewhere",
+    ),
+    (
+        r"could not select device driver|unknown device|nvidia-container-cli|unresolvable CDI",
+        "Docker gives containers no GPU: nvidia-smi -L must list it, and docker info the runtime nvidia (role "
+        "container_toolkit); roundhouse_gpus must name GPUs that are there",
     ),
     (
         r"too many open files|inotify",

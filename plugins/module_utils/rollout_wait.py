@@ -69,7 +69,7 @@ class Wait:
 
     def try_again(self, cluster: cluster_api.Cluster, view: rollouts.View) -> bool:
         """Delete pods that an earlier failure left waiting: else Kubernetes tries again in some minutes only."""
-        late = [pod for pod in rollouts.new_pods(view) if rollouts.backs_off(pod)]
+        late = [pod for pod in rollouts.new_pods(view) if rollouts.has_failed(pod)]
         for pod in late:
             cluster.delete("Pod", pod["metadata"]["name"])
         return bool(late)

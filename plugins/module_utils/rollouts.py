@@ -357,6 +357,16 @@ def backs_off(pod: Thing) -> bool:
     return bool(reasons & (_IMAGE | {"CrashLoopBackOff"}))
 
 
+def has_failed(pod: Thing) -> bool:
+    """Whether it is what an earlier failure left: Kubernetes waits before it tries again, or is at it once more."""
+    last = [
+        (container.status.get("lastState") or {}).get("terminated") or {} for container in containers(pod)
+    ]
+    # Of "Unknown" the node's own restart was the cause.
+    ended = any(one.get("exitCode") and one.get("reason") != "Unknown" for one in last)
+    return backs_off(pod) or (ended and not is_ready(pod))
+
+
 def condition(thing: Thing, kind: str) -> Thing:
     """One of its conditions; empty if it has none of that kind."""
     for one in thing.get("status", {}).get("conditions") or []:

@@ -228,12 +228,12 @@ class Keeper:
         if standing is Standing.FOREIGN:
             raise job.JobError(
                 f"There is a k3d cluster {self.name} that Roundhouse did not make, so it is left alone: choose another "
-                f"name (k3d_cluster_name), or delete it yourself (k3d cluster delete {self.name})."
+                f"name (roundhouse_cluster), or delete it yourself (k3d cluster delete {self.name})."
             )
         if standing is Standing.OTHER:
             raise job.JobError(
                 f"The k3d cluster {self.name} belongs to another installation, {cluster.owner()}: choose another name "
-                f"(k3d_cluster_name), or work with that one (-e roundhouse_home={cluster.owner()})."
+                f"(roundhouse_cluster), or work with that one (-e roundhouse_home={cluster.owner()})."
             )
         return standing
 

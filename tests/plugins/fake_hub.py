@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 COMMIT = "c" * 40
 FILES = {
-    "config.json": b"{}",
+    "config.json": b'{"max_position_embeddings": 131072}',
     "model.safetensors": b"weights",
     "original/consolidated.pth": b"the same again",
     "model-Q8_0.gguf": b"GGUF",

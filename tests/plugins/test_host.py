@@ -350,3 +350,8 @@ def test_launcher_replaces_itself(tmp_path: Path) -> None:
     assert environment["K"] == "a 'b' %d"
     assert environment[processes.HOME_MARK] == str(home)
     assert "HF_TOKEN" not in environment
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+    with pytest.raises(job.JobError, match="is no file"):
+        job.write_whole(tmp_path, "text")

@@ -89,7 +89,7 @@ class TestConfig:
 
     @pytest.mark.parametrize("name", ["Roundhouse", "a_b", "-a", "a" * 33, ""])
     def test_bad_names(self, name: str) -> None:
-        with pytest.raises(job.JobError, match=r"can't be the name of a k3d cluster.*k3d_cluster_name"):
+        with pytest.raises(job.JobError, match=r"can't be the name of a k3d cluster.*roundhouse_cluster"):
             k3d.refuse_unusable(CONFIG, name)
 
     @pytest.mark.parametrize(

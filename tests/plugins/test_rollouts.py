@@ -695,6 +695,13 @@ class TestWait:
         assert "ImagePullBackOff" in str(message) or "can't" in str(message)
 
     @pytest.mark.usefixtures("clock")
+    def test_so_is_what_is_being_tried_again_already(self) -> None:
+        left = view(pod(restarts=1, last=ended(1)))
+        cluster, _, result = self.run(left, view(pod(ready=True), of=deployment(1, 1)))
+        assert cluster.deleted == [("Pod", "llm-1-a")]
+        assert isinstance(result, dict)
+
+    @pytest.mark.usefixtures("clock")
     def test_missing(self) -> None:
         *_, message = self.run(view(), None)
         assert str(message).startswith("There is no Deployment llm (namespace ns): apply it first")
