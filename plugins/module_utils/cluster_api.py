@@ -75,6 +75,19 @@ class Access:
         return ["--kubeconfig", self.kubeconfig, *context, "--namespace", self.namespace]
 
 
+#: The arguments of a module that say which cluster, and where in it.
+ARGUMENTS: dict[str, Thing] = {
+    "kubeconfig": {"type": "path", "required": True},
+    "context": {"type": "str", "required": True},
+    "namespace": {"type": "str", "required": True},
+}
+
+
+def access(given: Thing) -> Access:
+    """What the arguments of a module say."""
+    return Access(given["kubeconfig"], given["context"], given["namespace"])
+
+
 class Cluster:
     """Questions to the API. Each raises UnavailableError, or JobError if it is no use to ask again."""
 

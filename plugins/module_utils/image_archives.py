@@ -243,7 +243,7 @@ def _save_one(folder: Path, name: str, identity: str, progress: Progress) -> Arc
         part.chmod(0o644)
         part.replace(folder / archive.file)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)  # what is left of it harms nobody
     return archive
 
 

@@ -65,15 +65,13 @@ def main() -> None:
     """Read the arguments, look, tell Ansible."""
     module = AnsibleModule(
         argument_spec={
-            "kubeconfig": {"type": "path", "required": True},
-            "context": {"type": "str", "required": True},
-            "namespace": {"type": "str", "required": True},
+            **cluster_api.ARGUMENTS,
             "objects": {"type": "list", "elements": "dict", "required": True},
         },
         supports_check_mode=True,
     )
     given = module.params
-    access = cluster_api.Access(given["kubeconfig"], given["context"], given["namespace"])
+    access = cluster_api.access(given)
 
     def work(_: job.Progress) -> dict[str, Any]:
         with cluster_api.connected(access) as cluster:

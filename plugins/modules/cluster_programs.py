@@ -90,9 +90,7 @@ def main() -> None:
     """Read the arguments, converge, tell Ansible."""
     module = AnsibleModule(
         argument_spec={
-            "kubeconfig": {"type": "path", "required": True},
-            "context": {"type": "str", "required": True},
-            "namespace": {"type": "str", "required": True},
+            **cluster_api.ARGUMENTS,
             "state": {
                 "type": "str",
                 "choices": ["started", "restarted", "stopped", "absent"],
@@ -108,7 +106,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     given = module.params
-    access = cluster_api.Access(given["kubeconfig"], given["context"], given["namespace"])
+    access = cluster_api.access(given)
 
     def work(progress: job.Progress) -> dict[str, Any]:
         with cluster_api.connected(access, given["job"]) as cluster:

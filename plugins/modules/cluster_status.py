@@ -89,16 +89,10 @@ def note(cluster: cluster_api.Cluster, gateway: dict[str, Any]) -> str:
 def main() -> None:
     """Read the arguments, look, tell Ansible."""
     module = AnsibleModule(
-        argument_spec={
-            "kubeconfig": {"type": "path", "required": True},
-            "context": {"type": "str", "required": True},
-            "namespace": {"type": "str", "required": True},
-        },
+        argument_spec=cluster_api.ARGUMENTS,
         supports_check_mode=True,
     )
-    access = cluster_api.Access(
-        module.params["kubeconfig"], module.params["context"], module.params["namespace"]
-    )
+    access = cluster_api.access(module.params)
 
     def work(_: job.Progress) -> dict[str, Any]:
         with cluster_api.connected(access) as cluster:

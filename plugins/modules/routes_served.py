@@ -123,9 +123,7 @@ def main() -> None:
     """Read the arguments, wait, tell Ansible."""
     module = AnsibleModule(
         argument_spec={
-            "kubeconfig": {"type": "path", "required": True},
-            "context": {"type": "str", "required": True},
-            "namespace": {"type": "str", "required": True},
+            **cluster_api.ARGUMENTS,
             "revision": {"type": "str", "required": True},
             "timeout": {"type": "float", "default": 180},
             "job": {"type": "path"},
@@ -135,7 +133,7 @@ def main() -> None:
     given = module.params
     if module.check_mode:
         module.exit_json(changed=False, pods=[])
-    access = cluster_api.Access(given["kubeconfig"], given["context"], given["namespace"])
+    access = cluster_api.access(given)
 
     def work(progress: job.Progress) -> dict[str, Any]:
         with cluster_api.connected(access, given["job"]) as cluster:
