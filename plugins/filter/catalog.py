@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.roundhouse.llm.plugins.module_utils.checksums import sha256
+from ansible_collections.roundhouse.llm.plugins.module_utils.gpus import numbered
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.deployments import fill
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.gpu import misfits
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.resolve import resolve
@@ -27,6 +28,7 @@ class FilterModule:
             "resolve_catalog": resolve,
             "fill_command": fill,
             "gpu_misfits": misfits,
+            "listed_gpus": numbered,
             "routing_map": routing_map,
             "local_addresses": local_addresses,
             "smoke_questions": smoke_questions,

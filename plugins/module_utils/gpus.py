@@ -311,6 +311,17 @@ def listed(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if re.match(r"GPU \d+:", line.strip())]
 
 
+def numbered(text: str, choice: str) -> list[dict[str, Any]]:
+    """The GPUs that `nvidia-smi -L` lists and a choice (`all`, `none`, or ids) takes, each with index and uuid."""
+    found = [
+        Gpu(int(told[1]), told[3], told[2], None)
+        for line in listed(text)
+        if (told := re.match(r"GPU (\d+): (.*) \(UUID: (\S+)\)", line))
+    ]
+    taken = [] if choice == "none" else chosen(found, choice)[0]
+    return [{"index": gpu.index, "uuid": gpu.uuid} for gpu in taken]
+
+
 # The whole host
 
 

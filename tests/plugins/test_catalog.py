@@ -46,7 +46,7 @@ WRONG_ENTRIES = {
     "far from any key": (
         small(zzz=1),
         "stack s, deployment 1 (smol): unknown key 'zzz'; known are: aliases, args, context_length, default, "
-        "engine, env, gpu_memory, gpus, model, name, replicas, resources, startup_timeout, task, weights.",
+        "engine, env, gpu, gpu_memory, gpus, model, name, replicas, resources, startup_timeout, task, weights.",
     ),
     "no model": (
         small(model=None),

@@ -295,20 +295,28 @@ def test_what_engines_compile_is_kept() -> None:
 
 
 def test_a_gpu_where_there_is_none() -> None:
-    problems = resolve(K3D, "multi-engines", "k3d", ENGINES, False)["problems"]
+    problems = resolve(K3D, "multi-engines", "k3d", ENGINES, [])["problems"]
     assert len(problems) == 2
     assert all("wants a GPU here, and roundhouse_gpus is none" in problem for problem in problems)
-    assert resolve(CPU, "multi-models", "k3d", ENGINES, False)["problems"] == []
+    assert resolve(CPU, "multi-models", "k3d", ENGINES, [])["problems"] == []
 
 
 def test_what_does_not_fit_into_the_gpu() -> None:
     found = resolve(K3D, "multi-engines", "k3d", ENGINES)["deployments"]
     sizes = [{"bytes": 2_500_000_000}, {"bytes": 7_000_000_000}]
-    assert misfits(found, sizes, 16_000_000_000) == [
-        "sglang-llama-32-1b: its weights take 7.0 GB, and 0.4 of a GPU with 16.0 GB is 6.4 GB: raise its gpu_memory, "
+
+    def gpu(index: int, memory: int | None) -> dict[str, Any]:
+        return {"index": index, "uuid": f"GPU-{index}", "memory_mib": memory}
+
+    assert misfits(found, sizes, [gpu(0, 16_000)]) == [
+        "sglang-llama-32-1b: its weights take 7.0 GB, and 0.4 of a GPU with 16.8 GB is 6.7 GB: raise its gpu_memory, "
         "or choose a smaller or quantized model."
     ]
-    assert misfits(found, sizes, 80_000_000_000) == []
+    assert misfits(found, sizes, [gpu(0, 80_000)]) == []
+    assert misfits(found, sizes, [gpu(0, None)]) == misfits(found, sizes, []) == []
+    placed = [{**d, "gpu_ids": [f"GPU-{index}"]} for index, d in enumerate(found)]
+    assert misfits(placed, sizes, [gpu(0, 8_000), gpu(1, 80_000)]) == []
+    assert len(misfits(placed, sizes, [gpu(0, 80_000), gpu(1, 8_000)])) == 1
 
 
 def test_replicas_are_found_one_by_one() -> None:

@@ -45,7 +45,9 @@ SETTINGS: Thing = {
 
 
 def user(name: str = "a", gpus: int = 1, replicas: int = 1, **more: Any) -> Thing:
-    return {"name": name, "gpus": gpus, "replicas": replicas, **more}
+    """A deployment as the catalog resolves it; `sharers`: how many pods share its GPU."""
+    more.setdefault("gpu_sharers", more.pop("sharers", replicas))
+    return {"name": name, "gpus": gpus, "replicas": replicas, "gpu_ids": [], **more}
 
 
 class TestObjects:
@@ -102,7 +104,7 @@ class TestObjects:
             template = device_plugin_objects(deployments, SETTINGS)[1]["spec"]["template"]
             return str(template["metadata"]["annotations"][CONFIG])
 
-        assert stamp(user(replicas=2)) == stamp(user("a"), user("b"))
+        assert stamp(user(replicas=2)) == stamp(user("a", sharers=2), user("b", sharers=2))
         assert stamp(user()) != stamp(user(replicas=2)) != stamp(user(replicas=3))
 
     @pytest.mark.parametrize(
@@ -111,11 +113,11 @@ class TestObjects:
             ([], 0, 0),
             ([user(gpus=0, replicas=3)], 0, 0),
             ([user()], 1, 1),
-            ([user(replicas=2), user("b"), user("cpu", gpus=0)], 3, 3),
+            ([user(replicas=2, sharers=3), user("b", sharers=3), user("cpu", gpus=0, sharers=0)], 3, 3),
             ([user(gpus=2)], 1, 2),
             ([user(gpus=2), user("b")], 1, 3),
-            ([user(gpu=0), user("b", gpu=0), user("c", gpu=1)], 2, 3),
-            ([user(gpu=0), user("b", gpu=1)], 1, 2),
+            ([user(sharers=2), user("b", sharers=2), user("c")], 2, 3),
+            ([user(replicas=2, sharers=1)], 1, 2),
         ],
     )
     def test_how_many_share_a_gpu(self, deployments: list[Thing], shared: int, wanted: int) -> None:
@@ -124,9 +126,17 @@ class TestObjects:
         assert ("sharing" in plugin_config(deployments)) == (shared > 1)
 
     def test_a_shared_gpu_and_several_at_once(self) -> None:
-        given = [user("big", gpus=2), user("b"), user("c")]
+        given = [user("big", gpus=2), user("b", sharers=2), user("c", sharers=2)]
         with pytest.raises(AnsibleFilterError, match=r"^big wants several GPUs .* stacks of their own"):
             device_plugin.FilterModule().filters()["device_plugin_objects"](given, SETTINGS)
+
+    def test_pods_that_are_told_their_gpus_may_ask_for_several(self) -> None:
+        placed = [user("big", gpus=2, gpu_ids=["GPU-0", "GPU-1"]), user("b", sharers=2, gpu_ids=["GPU-2"])]
+        sharing = plugin_config(placed)["sharing"]["timeSlicing"]
+        assert sharing["failRequestsGreaterThanOne"] is False
+        assert (
+            plugin_config([user(replicas=2)])["sharing"]["timeSlicing"]["failRequestsGreaterThanOne"] is True
+        )
 
 
 class TestNodeImage:

@@ -43,6 +43,7 @@ DEPLOYMENT_KEYS: Mapping[str, Key] = {
     "weights": Key("a mapping", lambda _: True),  # read_weights says what is wrong with it
     "task": Key(f"one of {', '.join(TASKS)}", TASKS.__contains__, default="chat"),
     "gpus": Key("a number of GPUs from 0", shape.is_count),
+    "gpu": Key("a GPU's number from 0, as nvidia-smi -L counts them", shape.is_count),
     "gpu_memory": Key("a share of one GPU above 0, up to 1", shape.is_share),
     "context_length": Key("a number of tokens", shape.is_positive_count),
     "replicas": Key("a number from 1", shape.is_positive_count, default=1),
@@ -79,6 +80,8 @@ def read_deployment(
     entry["owned_by"] = engine["owned_by"]
     entry["gpu_memory_of"] = engine["gpu_memory_of"]
     entry["gpu_memory_flag"] = None
+    entry["gpu_ids"] = []
+    entry["gpu_sharers"] = 0
     entry["after"] = []
     entry["env"] = {key: _word(value) for key, value in entry["env"].items()}
     entry["args"] = [_word(word) for word in entry["args"]]
@@ -94,6 +97,8 @@ def _read_gpus(entry: dict[str, Any], engine: Mapping[str, Any], platform: str, 
         entry["gpus"] = engine["gpus"]
     if entry["gpu_memory"] is not None and entry["gpus"] == 0 and platform != "local":
         problems.add("'gpu_memory' is a share of a GPU, and 'gpus' is 0: drop one of the two.")
+    if entry["gpu"] is not None and entry["gpus"] == 0:
+        problems.add("'gpu' names a GPU, and it gets none here: drop 'gpu'.")
 
 
 def instances(entry: Mapping[str, Any]) -> list[str]:

@@ -11,10 +11,8 @@ from collections.abc import Mapping, Sequence
 from decimal import ROUND_DOWN, Decimal
 from typing import Any
 
+from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.placement import MOST, Card
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.problems import Problems
-
-#: What engines may take of a GPU; the rest is the CUDA contexts' and the driver's.
-MOST = Decimal("0.95")
 
 #: The share of a deployment that has its GPU for itself and names none: vLLM's own default.
 ALONE = Decimal("0.90")
@@ -31,17 +29,24 @@ def flag_value(share: Decimal, taken: Decimal, of: str) -> Decimal:
     return value.quantize(_STEP, rounding=ROUND_DOWN)
 
 
-def share_out(deployments: Sequence[dict[str, Any]], problems: Problems) -> None:
-    """Give every deployment on the GPU its `gpu_memory`, `gpu_memory_flag` and `after`, in start order.
+def share_out(cards: Sequence[Card], problems: Problems) -> None:
+    """Give every deployment on a GPU its `gpu_memory`, `gpu_memory_flag`, `gpu_sharers` and `after`, in start order.
 
-    `after` are the names of those that must be ready before it starts, for it sizes itself by what they left.
-    Each deployment has `place`, `gpus`, `replicas`, `gpu_memory` (a share or None) and `gpu_memory_of`.
+    `gpu_sharers` is the number of pods that share its GPU, itself included. `after` are the names of those that must be
+    ready before it starts, for it sizes itself by what they left.
     """
-    users = [d for d in deployments if d["gpus"] > 0]
-    shared = len(users) > 1 or any(d["replicas"] > 1 for d in users)
+    for card in cards:
+        _share_out(card, problems)
+
+
+def _share_out(card: Card, problems: Problems) -> None:
+    users = card.users
+    shared = not card.own and (len(users) > 1 or any(d["replicas"] > 1 for d in users))
     taken = Decimal(0)
+    described = card.describe()
     for index, user in enumerate(users):
-        user["after"] = [earlier["name"] for earlier in users[:index]]
+        user["after"] += [e["name"] for e in users[:index] if e["name"] not in user["after"]]
+        user["gpu_sharers"] = sum(d["replicas"] for d in users) if shared else 1
         if user["gpu_memory"] is None and shared:
             others = ", ".join(d["name"] for d in users if d is not user) or "its own replicas"
             problems.at(user["place"]).add(
@@ -50,7 +55,7 @@ def share_out(deployments: Sequence[dict[str, Any]], problems: Problems) -> None
             )
             continue
         share = ALONE if user["gpu_memory"] is None else Decimal(str(user["gpu_memory"]))
-        if user["gpu_memory_of"] == "free" and user["replicas"] > 1:
+        if user["gpu_memory_of"] == "free" and user["replicas"] > 1 and shared:
             problems.at(user["place"]).add(
                 f"{user['engine']} sizes itself by the memory that is free when it starts, so its replicas "
                 "can't share a GPU: set replicas: 1, or write one deployment per replica."
@@ -58,30 +63,34 @@ def share_out(deployments: Sequence[dict[str, Any]], problems: Problems) -> None
         if user["gpu_memory_of"] is not None and taken < 1:
             user["gpu_memory_flag"] = float(flag_value(share, taken, user["gpu_memory_of"]))
         user["gpu_memory"] = float(share)
-        taken += share * user["replicas"]
+        taken += share * (user["replicas"] if shared else 1)
     if taken > MOST:
-        shares = " + ".join(
-            f"{d['name']} {d['gpu_memory']}" + (f" x {d['replicas']}" if d["replicas"] > 1 else "")
-            for d in users
-            if d["gpu_memory"] is not None
-        )
+        where = "" if card.index is None else f" on {card.name}"
         problems.add(
-            f"the GPU memory shares add up to {taken} ({shares}), and engines may take {MOST} of a GPU: "
+            f"the GPU memory shares{where} add up to {taken} ({described}), and engines may take {MOST} of a GPU: "
             "lower 'gpu_memory' of some."
         )
 
 
 def misfits(
-    deployments: Sequence[Mapping[str, Any]], weights: Sequence[Mapping[str, Any]], memory: int
+    deployments: Sequence[Mapping[str, Any]],
+    weights: Sequence[Mapping[str, Any]],
+    gpus: Sequence[Mapping[str, Any]],
 ) -> list[str]:
-    """What can't fit into a GPU of `memory` bytes: a sentence for each deployment whose weights alone take its share.
+    """What can't fit into its GPU: a sentence for each deployment whose weights alone take its share.
 
-    `weights` are the results of the module weights, in the order of the deployments; `bytes` is their size.
+    `weights` are the results of the module weights, in the order of the deployments; `bytes` is their size. `gpus` are
+    the cluster's, each with `uuid` and `memory_mib` (None where it is not known).
     """
     sentences = []
     for deployment, fetched in zip(deployments, weights, strict=True):
         if not deployment["gpus"]:
             continue
+        own = [gpu for gpu in gpus if gpu["uuid"] in deployment["gpu_ids"]] or gpus
+        known = [gpu["memory_mib"] for gpu in own if gpu["memory_mib"]]
+        if not known:
+            continue
+        memory = min(known) * 1024 * 1024
         size, share = fetched.get("bytes") or 0, deployment["gpu_memory"]
         room = share * memory * deployment["gpus"]
         if size > room:

@@ -13,6 +13,7 @@ from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.deployments
 )
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.engines import RUNS, read_engines
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.gpu import share_out
+from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.placement import describe, place
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.problems import (
     Problems,
     did_you_mean,
@@ -23,12 +24,18 @@ from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.problems im
 _LONGEST_NAME = 63
 
 
-def resolve(stacks: Any, stack: str, platform: str, engines: Any, has_gpus: bool = True) -> dict[str, Any]:
-    """The catalog of one stack on one platform, with GPUs or without.
+def resolve(
+    stacks: Any,
+    stack: str,
+    platform: str,
+    engines: Any,
+    gpus: Sequence[Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """The catalog of one stack on one platform, whose GPUs are `gpus` (None: not known; each with `index`, `uuid`).
 
-    Returns `problems` (sentences; empty if all is well), and if it is empty also `stack`, `platform`,
-    `deployments` (in start order), `engines` (what each of them needs installed) and `models` (what the routing
-    map is made of).
+    Returns `problems` (sentences; empty if all is well), and if it is empty also `stack`, `platform`, `placement` (who is
+    on which GPU, in words; empty if Kubernetes chooses), `deployments` (in start order), `engines` (what each of them
+    needs installed) and `models` (what the routing map is made of).
     """
     problems = Problems()
     table = read_engines(engines, problems)
@@ -42,13 +49,15 @@ def resolve(stacks: Any, stack: str, platform: str, engines: Any, has_gpus: bool
         # An engine whose definition is broken is already a problem of its own.
         if shape.is_mapping(given) and str(given.get("engine")) in broken:
             continue
-        place = problems.at(_place(stack, index, given))
-        entry = read_deployment(given, platform, table, place)
+        entry = read_deployment(given, platform, table, problems.at(_place(stack, index, given)))
         if entry is not None:
             deployments.append(entry)
     _check_names(deployments, problems)
-    _check_gpus(deployments, platform, problems, has_gpus=has_gpus)
-    share_out(deployments, problems.at(f"stack {stack}"))
+    _check_gpus(deployments, platform, problems, has_gpus=gpus is None or len(gpus) > 0)
+    on_stack = problems.at(f"stack {stack}")
+    cards = place(deployments, gpus, platform, on_stack)
+    placement = describe(cards) if any(entry["gpu_ids"] for entry in deployments) else ""
+    share_out(cards, on_stack)
     models = _models(deployments, table, problems)
     if problems.sentences:
         return {"problems": problems.sentences}
@@ -56,6 +65,7 @@ def resolve(stacks: Any, stack: str, platform: str, engines: Any, has_gpus: bool
         "problems": [],
         "stack": stack,
         "platform": platform,
+        "placement": placement,
         "deployments": [_deployment(entry, table[entry["engine"]], platform) for entry in deployments],
         "engines": {
             entry["engine"]: {
@@ -203,8 +213,8 @@ def _route(entries: Sequence[dict[str, Any]], engine: Mapping[str, Any], *, defa
 
 def _deployment(entry: Mapping[str, Any], engine: Mapping[str, Any], platform: str) -> dict[str, Any]:
     run = engine["runs"][RUNS[platform]]
-    kept = ("name", "model", "engine", "owned_by", "weights", "task", "gpus", "gpu_memory", "context_length",
-            "replicas", "args", "resources", "startup_timeout")  # fmt: skip
+    kept = ("name", "model", "engine", "owned_by", "weights", "task", "gpus", "gpu_ids", "gpu_memory",
+            "gpu_sharers", "context_length", "replicas", "args", "resources", "startup_timeout")  # fmt: skip
     return {
         **{key: entry[key] for key in kept},
         "instances": instances(entry),

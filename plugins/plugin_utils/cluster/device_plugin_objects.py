@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,23 +37,21 @@ def gpus_wanted(deployments: Sequence[Mapping[str, Any]]) -> int:
 
 
 def pods_per_gpu(deployments: Sequence[Mapping[str, Any]]) -> int:
-    """How many pods share the GPU that most pods share; 0 if none has a GPU. Raises ValueError.
-
-    Deployments that the catalog has placed on different GPUs (`gpu`) do not share one.
-    """
+    """How many pods share the GPU that most pods share; 0 if none has a GPU. Raises ValueError."""
     users = [d for d in deployments if d["gpus"] > 0]
-    pods: Counter[str] = Counter()
-    for user in users:
-        if user["gpus"] == 1:
-            pods[str(user.get("gpu"))] += user["replicas"]
-    most = max(pods.values(), default=0)
+    most = max((int(d["gpu_sharers"]) for d in users), default=0)
     several = [d["name"] for d in users if d["gpus"] > 1]
-    if several and most > 1:
+    if several and most > 1 and not _are_placed(users):
         raise ValueError(
             f"{', '.join(several)} wants several GPUs (gpus), and other deployments share one. A shared GPU "
             "is not given out together with another: serve them as stacks of their own, or with gpus: 1."
         )
-    return most or min(1, len(several))
+    return most
+
+
+def _are_placed(deployments: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the catalog tells each pod its GPUs, so that what the plugin chooses does not matter."""
+    return all(d["gpu_ids"] for d in deployments if d["gpus"] > 0)
 
 
 def plugin_config(deployments: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -69,8 +66,8 @@ def plugin_config(deployments: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         found["sharing"] = {
             "timeSlicing": {
                 "renameByDefault": False,
-                # Two shares may be of the same GPU: they are no more than one.
-                "failRequestsGreaterThanOne": True,
+                # Two shares may be of the same GPU: they are no more than one, unless the pod is told which it gets.
+                "failRequestsGreaterThanOne": not _are_placed(deployments),
                 "resources": [{"name": GPU, "replicas": replicas}],
             }
         }

@@ -214,6 +214,9 @@ def _wait(deployment: Mapping[str, Any], settings: Mapping[str, Any]) -> Object:
 
 def _environment(deployment: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Object]:
     env: list[Object] = []
+    if deployment["gpu_ids"]:
+        # The pod's own words come after the device plugin's, and NVIDIA's runtime goes by the last.
+        env.append({"name": "NVIDIA_VISIBLE_DEVICES", "value": ",".join(deployment["gpu_ids"])})
     if settings.get("claim"):
         env.append({"name": "HF_HOME", "value": f"{CLAIM_FOLDER}/huggingface"})
     if settings.get("token_secret"):
