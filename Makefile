@@ -76,23 +76,8 @@ package: test-tools ## Build the collection, as Galaxy gets it
 	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && $(VENV)/ansible-galaxy collection build --output-path "$$out" .
 
 molecule: test-tools ## Converge real stacks and ask them; what this machine can't run is left out, and named
-	@scenarios="-s catalog -s default"; \
-	if $(VENV)/python -m pip install --quiet --dry-run --no-deps --ignore-installed 'torch==2.13.0+cpu' 2>/dev/null; then \
-	    scenarios="$$scenarios -s multi_engines"; \
-	else \
-	    echo "SKIPPED: molecule scenario multi_engines. It needs torch==2.13.0+cpu, which pip does not find here."; \
-	fi; \
-	if docker version >/dev/null 2>&1; then \
-	    scenarios="$$scenarios -s k3d"; \
-	else \
-	    echo "SKIPPED: molecule scenario k3d. It needs a Docker engine, and none answers here (docker version)."; \
-	fi; \
-	if docker version >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1; then \
-	    scenarios="$$scenarios -s gpu"; \
-	else \
-	    echo "SKIPPED: molecule scenario gpu. It needs a Docker engine and an NVIDIA driver that answer (nvidia-smi -L)."; \
-	fi; \
-	PATH="$(CURDIR)/$(VENV):$$PATH" $(VENV)/molecule test $$scenarios
+	@scenarios=$$($(VENV)/python tools/scenarios.py) && \
+	    PATH="$(CURDIR)/$(VENV):$$PATH" $(VENV)/molecule test $$scenarios
 
 test-k3d: test-tools ## The part of it that needs Docker: a real cluster, engines in pods
 	@PATH="$(CURDIR)/$(VENV):$$PATH" $(VENV)/molecule test -s k3d

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ansible_collections.roundhouse.llm.plugins.module_utils import readiness
+from ansible_collections.roundhouse.llm.plugins.module_utils import readiness, remedies
 
 Thing = Mapping[str, Any]
 
@@ -30,151 +30,6 @@ _NOT_BEGUN = {"StartError", "ContainerCannotRun"}
 
 #: What a node can't get over: no volume to mount, no runtime for the pod.
 _HOPELESS = re.compile(r"not found|hostPath type check failed|no runtime for|is not a directory")
-
-#: What to do, by what Kubernetes says (a pattern). All that match are told; if none does, the second of the pair.
-_Remedies = tuple[Sequence[tuple[str, str]], str]
-
-_NO_IMAGE: _Remedies = (
-    [
-        ("InvalidImageName", "Correct the image's name: it is not one (registry/name:tag, in lower case)."),
-        (
-            "ErrImageNeverPull",
-            "The image may not be pulled, and is not on the node: load it with playbooks/images.yml.",
-        ),
-        ("no space left", "The node's disk is full: free some of it. An engine's image takes 10 to 30 GB."),
-        (
-            "toomanyrequests|rate limit",
-            "The registry gives no more to those without an account: name credentials (engines_image_pull_secrets), "
-            "or load the image with playbooks/images.yml.",
-        ),
-        (
-            "no such host|dial tcp|i/o timeout|TLS handshake|deadline exceeded",
-            "The node does not reach the registry: mend its network, or load the image with playbooks/images.yml.",
-        ),
-        (
-            "(?i)unauthorized|denied|authentication required|authorization failed|forbidden",
-            "The registry wants credentials (engines_image_pull_secrets), or has no image of that name.",
-        ),
-        ("not found|manifest unknown", "The registry has no such image: correct its name and tag."),
-    ],
-    "Correct the image's name and tag. If its registry is private, name credentials (engines_image_pull_secrets). "
-    "If the node does not reach the registry, load the image with playbooks/images.yml.",
-)
-_NO_CONFIGURATION = (
-    "Create the Secret or ConfigMap that is missing (or the key in it) in this namespace, or correct its name in the "
-    "deployment."
-)
-_NO_CREATION = (
-    "If it names a program or a file, correct the engine's command or image. If it names a device or a runtime, "
-    "see to the node's container runtime (for GPUs: the NVIDIA container toolkit)."
-)
-_NO_MEMORY = (
-    "Raise resources.limits.memory of this deployment, or let it need less: a smaller context_length, a smaller or "
-    "quantized model."
-)
-_NO_MEMORY_ON_NODE = (
-    "Free memory on the node, or let this deployment need less: a smaller context_length, a smaller "
-    "or quantized model."
-)
-_ENDED = (
-    "Correct what its last lines complain about (mostly args, env, weights or context_length of this deployment), "
-    "then run the same command again."
-)
-_PROBE_KILLED = (
-    "Kubernetes itself ended it, because its probe failed (see the events). If it only needs longer to start, raise "
-    "startup_timeout of this deployment."
-)
-_NO_PLACE: _Remedies = (
-    [
-        (
-            r"Insufficient \S*/",
-            "Too few GPUs are free: take a deployment out of the stack, lower gpus or replicas, or let deployments "
-            "share a GPU (gpu_memory). If no node has any (kubectl describe nodes, Allocatable), its device plugin "
-            "does not run.",
-        ),
-        (
-            "Insufficient (memory|cpu|ephemeral-storage)",
-            "Lower resources.requests of this deployment (where there are none, its limits count), take another "
-            "deployment out of the stack, or add a larger node.",
-        ),
-        (
-            "node affinity/selector",
-            "Give a node the labels that the node selector wants, or correct the selector.",
-        ),
-        ("disk-pressure", "The node's disk is nearly full: free some of it."),
-        ("memory-pressure", "The node's memory is nearly full: free some of it."),
-        (
-            "not-ready|unreachable|unschedulable",
-            "A node is not ready, or was cordoned: see kubectl get nodes.",
-        ),
-        (
-            r"untolerated taint(?!.*node\.kubernetes\.io)",
-            "A node is kept free by a taint: add a toleration for it, or remove the taint.",
-        ),
-        (
-            "(?i)persistentvolumeclaim",
-            "A PersistentVolumeClaim is missing or has no volume: see kubectl get pvc; it needs a storage class that "
-            "exists, or a volume that fits.",
-        ),
-        ("free ports", "Another pod has the same port of the node: stop it, or use another port."),
-        ("Too many pods", "The node runs as many pods as it may: remove some, or add a node."),
-    ],
-    "Change what this deployment asks for, or add a node that has it.",
-)
-_NODE: _Remedies = (
-    [
-        (
-            "no runtime for",
-            "The node's container runtime does not know that runtime: install the NVIDIA container toolkit in the "
-            "node, or correct the RuntimeClass.",
-        ),
-        (
-            "hostPath|is not a directory",
-            "Make that folder on the node (k3d: folders are mounted into the node when the cluster is made).",
-        ),
-        ("not found", "Create what is missing, or correct its name in the deployment's volumes."),
-    ],
-    "Mend the node, or take it out of the cluster.",
-)
-_LOST: _Remedies = (
-    [
-        ("Evicted", "The node ran short of what the message names: free some there, or use a larger node."),
-        (
-            "UnexpectedAdmissionError|OutOf",
-            "The node has not what the scheduler counted on, mostly a GPU: see whether the device plugin runs, and "
-            "what else uses the GPU.",
-        ),
-    ],
-    "See to the node it ran on, then run the same command again.",
-)
-_REFUSED: _Remedies = (
-    [
-        (
-            "exceeded quota|must specify",
-            "Raise the namespace's ResourceQuota, or lower resources, gpus or replicas of this deployment.",
-        ),
-        ("RuntimeClass", "Create the RuntimeClass, or take it out of the deployment."),
-        (
-            "PodSecurity",
-            "The namespace's Pod Security level forbids what the pod needs: relax it, or use another one.",
-        ),
-        ("service account", "Create the ServiceAccount in this namespace."),
-        (
-            "per (Container|Pod)",
-            "Change resources of this deployment to what the namespace's LimitRange allows.",
-        ),
-        (
-            "webhook",
-            "An admission webhook of the cluster refused it or does not answer: ask who runs the cluster.",
-        ),
-    ],
-    "Change what the message names in the deployment, or what forbids it in the cluster.",
-)
-_PAUSED = "Resume it with kubectl rollout resume."
-_LATE = (
-    "If it is still at work (loading, downloading), raise startup_timeout of this deployment. "
-    "If it hangs, its log says where."
-)
 
 #: What in a message of Kubernetes is no news to its reader.
 _NOISE = re.compile(
@@ -493,7 +348,7 @@ class Watch:
         said = one_line(condition(pod, "PodScheduled").get("message", ""))
         return Problem(
             f"finds no node for its pod {pod['metadata']['name']}. The scheduler says: {said}",
-            remedy(said, _NO_PLACE),
+            remedies.remedy(said, remedies.NO_PLACE),
             subject(pod),
         )
 
@@ -505,7 +360,7 @@ class Watch:
             return None
         return Problem(
             f"can't start its pod {pod['metadata']['name']} on node {pod['spec'].get('nodeName')}: {said}",
-            remedy(said, _NODE),
+            remedies.remedy(said, remedies.NODE),
             subject(pod),
         )
 
@@ -517,13 +372,13 @@ class Watch:
         said = one_line(status.get("message") or "no reason given")
         return Problem(
             f"lost its pod {pod['metadata']['name']} ({reason}): {said}",
-            remedy(f"{reason} {said}", _LOST),
+            remedies.remedy(f"{reason} {said}", remedies.LOST),
             subject(pod),
         )
 
     def _of_deployment(self, view: View, newest: Thing | None, now: float) -> Problem | None:
         if view.deployment["spec"].get("paused") and newest is None:
-            return Problem("is paused: Kubernetes makes no new pods of it", _PAUSED)
+            return Problem("is paused: Kubernetes makes no new pods of it", remedies.PAUSED)
         refusal = condition(view.deployment, "ReplicaFailure")
         said = one_line(refusal.get("message", ""))
         # A new namespace has its service account a moment later.
@@ -533,7 +388,7 @@ class Watch:
             about = subject(newest, "replicaset") if newest else None
             return Problem(
                 f"gets no pods: Kubernetes refuses to make them: {said}",
-                remedy(said, _REFUSED),
+                remedies.remedy(said, remedies.REFUSED),
                 about,
             )
         late = condition(view.deployment, "Progressing").get("reason") == "ProgressDeadlineExceeded"
@@ -546,7 +401,9 @@ class Watch:
 
 def late_problem(last: Waiting, limit: str, doing: str = "") -> Problem:
     """The time is over; `doing` is what it was still at, if its log says more of that."""
-    return Problem(f"is not ready within {limit}. It was still: {doing or last.words}", _LATE, last.subject)
+    return Problem(
+        f"is not ready within {limit}. It was still: {doing or last.words}", remedies.LATE, last.subject
+    )
 
 
 def subject(thing: Thing, kind: str = "pod", container: str = "", previous: bool = False) -> Subject:
@@ -563,13 +420,13 @@ def start_problem(pod: Thing, container: Container) -> Problem | None:
     if reason in _IMAGE:
         return Problem(
             f"has no image {container.spec.get('image')} for {where}{because}",
-            remedy(f"{reason} {said}", _NO_IMAGE),
+            remedies.remedy(f"{reason} {said}", remedies.NO_IMAGE),
             subject(pod),
         )
     if reason == "CreateContainerConfigError":
-        return Problem(f"can't set up {where}{because}", _NO_CONFIGURATION, subject(pod))
+        return Problem(f"can't set up {where}{because}", remedies.NO_CONFIGURATION, subject(pod))
     if reason in _CREATION:
-        return Problem(f"can't start {where}{because}", _NO_CREATION, subject(pod))
+        return Problem(f"can't start {where}{because}", remedies.NO_CREATION, subject(pod))
     return None
 
 
@@ -588,7 +445,7 @@ def end_problem(view: View, pod: Thing, container: Container, known_restarts: in
         within = f"its limit of {limit}" if limit else "the node has"
         return Problem(
             f"ran out of memory: {where} was killed (OOMKilled), because it wanted more than {within}",
-            _NO_MEMORY if limit else _NO_MEMORY_ON_NODE,
+            remedies.NO_MEMORY if limit else remedies.NO_MEMORY_ON_NODE,
             about,
         )
     killed = [event for event in events_of(view, pod, container) if event.get("reason") == "Killing"]
@@ -596,7 +453,7 @@ def end_problem(view: View, pod: Thing, container: Container, known_restarts: in
     not_begun = ended.get("reason") in _NOT_BEGUN
     return Problem(
         f"does not stay up: {where} {how_it_ended(ended)}{f': {said}' if said else ''}",
-        _PROBE_KILLED if killed else _NO_CREATION if not_begun else _ENDED,
+        remedies.PROBE_KILLED if killed else remedies.NO_CREATION if not_begun else remedies.ENDED[1],
         about,
     )
 
@@ -749,12 +606,6 @@ def words(verdict: Waiting, log: Sequence[str], phases: Mapping[str, str]) -> st
     return f"{verdict.before}{said}"
 
 
-def remedy(said: str, remedies: _Remedies) -> str:
-    """What to do about what Kubernetes says."""
-    known, otherwise = remedies
-    return " ".join(sentence for pattern, sentence in known if re.search(pattern, said)) or otherwise
-
-
 def one_line(text: str) -> str:
     """A message of Kubernetes as one line, without noise, and not without end."""
     line = _NOISE.sub("", " ".join(text.split()))
@@ -790,7 +641,8 @@ def report(
         lines = [_COLOURS.sub("", line) for line in log]
         title = f"{run} {about.container} printed last:"
         parts += [title, *(f"  {line}" for line in lines or ["(it printed nothing)"])]
-    parts.append(f"What to do: {problem.remedy}")
+    known = remedies.remedy("\n".join(log), remedies.ENDED)
+    parts.append(f"What to do: {known if problem.remedy == remedies.ENDED[1] else problem.remedy}")
     for purpose, typed in commands.items():
         parts += [f"{purpose}:", *(f"  {line}" for line in typed)]
     return "\n".join(parts)

@@ -580,6 +580,30 @@ class TestReport:
             "--previous"
         )
 
+    @pytest.mark.parametrize(
+        ("line", "advice"),
+        [
+            (
+                "ValueError: Free memory on device (5.58/16.00 GiB) on startup is less than desired GPU memory",
+                "The GPU's memory is in use: lower gpu_memory",
+            ),
+            (
+                "ValueError: No available memory for the cache blocks.",
+                "raise gpu_memory, or lower context_length",
+            ),
+            (
+                "vllm serve: error: unrecognized arguments: --nope",
+                "does not take that command line: correct args",
+            ),
+            ("who knows", "Correct what its last lines complain about"),
+        ],
+    )
+    def test_what_an_engine_said_last_is_understood(self, line: str, advice: str) -> None:
+        found = problem(view(pod(restarts=1, last=ended(1))))
+        told = rollouts.report("Deployment llm", found, [], ["Traceback", line, "more"], {})
+        assert f"{line}\n  more\nWhat to do: " in told
+        assert advice in told.partition("What to do: ")[2]
+
     def test_same_events_once(self) -> None:
         events = [
             event("FailedCreate", 'pods "llm-1" is forbidden'),

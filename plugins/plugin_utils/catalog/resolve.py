@@ -33,9 +33,9 @@ def resolve(
 ) -> dict[str, Any]:
     """The catalog of one stack on one platform, whose GPUs are `gpus` (None: not known; each with `index`, `uuid`).
 
-    Returns `problems` (sentences; empty if all is well), and if it is empty also `stack`, `platform`, `placement` (who is
-    on which GPU, in words; empty if Kubernetes chooses), `deployments` (in start order), `engines` (what each of them
-    needs installed) and `models` (what the routing map is made of).
+    Returns `problems` (sentences; empty if all is well), and if it is empty also `stack`, `platform`, `placement` (who
+    is on which GPU, in words; empty if Kubernetes chooses), `deployments` (in start order), `engines` (what each of
+    them needs installed) and `models` (what the routing map is made of).
     """
     problems = Problems()
     table = read_engines(engines, problems)
