@@ -103,7 +103,14 @@ async def test_start_serve_stop(start: Start, routes: Path, engine: FakeEngine) 
     process.process.send_signal(signal.SIGTERM)
     assert await process.ended() == 0
     events = re.findall(r"^\S+Z [A-Z]+ (\w+ \w+)", process.log, re.MULTILINE)
-    assert events == ["map loaded", "gateway started", "drain started", "drain ended", "gateway stopped"]
+    assert events == [
+        "map loaded",
+        "gateway started",
+        "drain started",
+        "drain ended",
+        "request id",
+        "gateway stopped",
+    ]
 
 
 async def test_memory_at_rest(start: Start, routes: Path) -> None:
@@ -177,7 +184,7 @@ async def test_second_signal_hurries(start: Start, routes: Path, engine: FakeEng
 
 
 async def test_bad_settings(start: Start) -> None:
-    process = await start(PORT="http", LOG="xml", KEYS="/keys")
+    process = await start(PORT="http", LOG="xml", KEYS="")
     assert await process.ended() == 2
     lines = process.log.splitlines()
     assert len(lines) == 4

@@ -65,14 +65,14 @@ async def test_bad_map_is_refused(
     roundhouse: Roundhouse, engine: FakeEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     roundhouse.write_map({"revision": "2", "models": "none"})
-    await until(lambda: roundhouse.gateway.last_error)
+    await until(lambda: roundhouse.gateway.map_loads.last_error)
     document = await shown(roundhouse)
     assert document["revision"] == "1"
     assert "$.models" in document["last_error"]
     client = await roundhouse.connect()
     assert (await client.ask(ASK)).status == 200
     roundhouse.path.unlink()
-    await until(lambda: "can't be read" in str(roundhouse.gateway.last_error))
+    await until(lambda: "can't be read" in str(roundhouse.gateway.map_loads.last_error))
     assert (await client.ask(ASK)).status == 200
     # One line for each, however often the file is looked at.
     assert [record.getMessage() for record in caplog.records].count("map refused") == 2
@@ -83,9 +83,9 @@ async def test_bad_map_is_refused(
 
 async def test_same_map_again_after_a_bad_one(roundhouse: Roundhouse, engine: FakeEngine) -> None:
     roundhouse.write_map({})
-    await until(lambda: roundhouse.gateway.last_error)
+    await until(lambda: roundhouse.gateway.map_loads.last_error)
     roundhouse.write_map(simple_map(engine))
-    await until(lambda: roundhouse.gateway.last_error is None)
+    await until(lambda: roundhouse.gateway.map_loads.last_error is None)
 
 
 async def test_backends_that_stay_keep_counts_and_connections(

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from roundhouse_gateway import errors, heads, mending
 from roundhouse_gateway.heads import Headers
+from roundhouse_gateway.usage import Usage
 
 if TYPE_CHECKING:
+    from roundhouse_gateway.account import Account
     from roundhouse_gateway.backend import Backend
     from roundhouse_gateway.errors import GatewayError
     from roundhouse_gateway.relay import GatewayProtocol
@@ -45,6 +47,7 @@ class Answer:
     """The answer to one request: which form it takes for the client, and how far it has got."""
 
     __slots__ = (
+        "_account",
         "_backend",
         "_chunked",
         "_client",
@@ -57,10 +60,11 @@ class Answer:
         "_out",
         "_phrase",
         "_request",
-        "_status",
         "_tail",
         "bodiless",
+        "size",
         "started",
+        "status",
         "takes_whole_chunks",
         "until_eof",
     )
@@ -73,17 +77,21 @@ class Answer:
         status: int,
         phrase: bytes,
         headers: Headers,
+        account: Account,
     ) -> None:
         """Take the head. Raises NotHTTPError."""
+        self._account = account
         self._client = client
         self._request = request
         self._backend = backend
-        self._status = status
+        self.status = status
         self._phrase = phrase
         self._headers = headers
         self._out: list[bytes] = []
         self._tail = b""
         self.started = False
+        # Bytes that were sent of the body, and what is around them.
+        self.size = 0
         length, coding, kind, encoding = _framing(headers)
         if coding not in (b"", b"chunked"):
             raise NotHTTPError("its Transfer-Encoding is not just chunked")
@@ -100,20 +108,30 @@ class Answer:
         self._json = can_be_mended and status == 200 and kind.startswith(b"application/json")
         if self._mending or self._json:
             self._held = bytearray()
+        if status == 200 and not encoded and (self._events or kind.startswith(b"application/json")):
+            account.usage = Usage()
         self.takes_whole_chunks = self._chunked and coding == b"chunked" and self._held is None
         if self._held is None:
-            self._begin(self._status, self._phrase, None)
+            self._begin(self.status, self._phrase, None)
 
     def known_head(self) -> KnownHead | None:
         """Return the head for the next time, if it is one of those that pass as they are."""
-        if self._status != 200 or self._length is None or self._length > mending.LIMIT:
+        if self.status != 200 or self._length is None or self._length > mending.LIMIT:
             return None
-        lines = heads.of_answer(self._status, self._phrase, self._headers, [])[:-2]
+        lines = heads.of_answer(self.status, self._phrase, self._headers, [])[:-2]
         start, end = heads.length_span(lines)
         return KnownHead(lines[:start], lines[end:], self._json) if end else None
 
+    @property
+    def is_stream(self) -> bool:
+        """Tell whether it is a stream of events."""
+        return self._events
+
     def body(self, piece: bytes) -> None:
         """Take a piece of the body."""
+        usage = self._account.usage
+        if usage is not None:
+            usage.feed(piece)
         if self._held is None:
             self._add(piece)
             return
@@ -130,6 +148,10 @@ class Answer:
     def pass_on(self, chunks: bytes) -> None:
         """Pass whole chunks on as they are."""
         self._tail = chunks[-_TAIL - 2 : -2]
+        self.size += len(chunks)
+        usage = self._account.usage
+        if usage is not None and b'"usage"' in chunks:
+            usage.find(chunks)
         self._client.write(chunks)
 
     def flush(self) -> None:
@@ -137,7 +159,9 @@ class Answer:
         out = self._out
         if out:
             self._out = []
-            self._client.write(out[0] if len(out) == 1 else b"".join(out))
+            data = out[0] if len(out) == 1 else b"".join(out)
+            self.size += len(data)
+            self._client.write(data)
 
     def end(self) -> None:
         """Complete the answer."""
@@ -176,7 +200,12 @@ class Answer:
             self._client.close_after()
         own += self._client.connection_header()
         head = heads.of_answer(
-            status, phrase, self._headers, own, without_length=length is not None or self._chunked
+            status,
+            phrase,
+            self._headers,
+            own,
+            without_length=length is not None or self._chunked,
+            lines=request.limits,
         )
         self._out.append(self._client.without_presented(head))
         self.started = True
@@ -195,23 +224,25 @@ class Answer:
     def _let_go(self) -> None:
         """Pass on what was held back, as it is."""
         held, self._held = self._held, None
-        self._begin(self._status, self._phrase, None)
+        self._begin(self.status, self._phrase, None)
         if held:
             self._add(bytes(held))
 
     def _mend(self, body: bytes) -> None:
         """Pass on a complete body that was held back, in the shape that errors have."""
-        status: int | None = self._status
-        if self._status == 200:
+        status: int | None = self.status
+        if self.status == 200:
             status = mending.named_status(body) if mending.may_be_error(body) else None
         mended = mending.mend(status, body, self._request.path, self._request.id) if status else None
-        if status is None or (mended is None and status == self._status):
+        same = status == self.status
+        if status is None or (mended is None and same):
             self._let_go()
             return
         self._held = None
         self._chunked = False
+        self.status = status
         body = mended or body
-        phrase = self._phrase if status == self._status else errors.reason(status)
+        phrase = self._phrase if same else errors.reason(status)
         if mended:
             self._headers = [h for h in self._headers if h[0].lower() != b"content-type"]
             self._headers.append((b"Content-Type", b"application/json"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import uuid
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
@@ -13,11 +15,13 @@ from sanic.config import Config
 from sanic.exceptions import BadRequest, MethodNotAllowed, NotFound
 from sanic.response import BaseHTTPResponse, raw
 
-from roundhouse_gateway import errors
+from roundhouse_gateway import access, errors, exposition
 from roundhouse_gateway.errors import GatewayError
 from roundhouse_gateway.gateway import Gateway
 
 if TYPE_CHECKING:
+    from roundhouse_gateway.access import Caller
+    from roundhouse_gateway.counters import Slab
     from roundhouse_gateway.routing import Route
     from roundhouse_gateway.settings import Settings
 
@@ -26,12 +30,13 @@ log = logging.getLogger(__name__)
 _READ = ("GET", "HEAD")
 
 
-def create_app(settings: Settings) -> Sanic[Config, Any]:
-    """Return a gateway as a Sanic application, with its map loaded.
+def create_app(settings: Settings, slabs: Sequence[Slab] | None = None) -> Sanic[Config, Any]:
+    """Return a gateway as a Sanic application, with its map and keys loaded.
 
-    It has to be served with `relay.GatewayProtocol`, see `server`. Raises MapError.
+    It has to be served with `relay.GatewayProtocol`, see `server`. `slabs` is the memory for the counts of each worker.
+    Raises MapError or KeysError.
     """
-    gateway = Gateway(settings)
+    gateway = Gateway(settings, slabs)
     # Sanic keeps all applications of a process by name, so each gets one of its own.
     app: Sanic[Config, Any] = Sanic(
         f"roundhouse-{uuid.uuid4().hex}", config=_config(), configure_logging=False, strict_slashes=True
@@ -52,22 +57,34 @@ def create_app(settings: Settings) -> Sanic[Config, Any]:
 
     @app.route("/readyz", methods=_READ)
     async def readyz(_request: Request) -> HTTPResponse:
-        return _json({"status": "draining"}, 503) if gateway.draining else _json({"status": "ready"})
+        live = {"revision": gateway.fleet.table.revision, "access": gateway.access.keys.revision}
+        if gateway.draining:
+            return _json({"status": "draining"} | live, 503)
+        return _json({"status": "ready"} | live)
+
+    @app.route("/metrics", methods=_READ)
+    async def metrics(request: Request) -> HTTPResponse:
+        _operator(gateway, request)
+        gateway.fleet.publish()
+        # A thousand models are a megabyte of text.
+        text = await asyncio.to_thread(exposition.render, gateway)
+        return raw(text, content_type=exposition.CONTENT_TYPE)
 
     @app.route("/routes", methods=_READ)
-    async def routes(_request: Request) -> HTTPResponse:
+    async def routes(request: Request) -> HTTPResponse:
+        _operator(gateway, request)
         return _json(
             {
                 "revision": gateway.fleet.table.revision,
-                "loaded_at": gateway.loaded_at.isoformat(timespec="milliseconds"),
-                "last_error": gateway.last_error,
+                "loaded_at": gateway.map_loads.at.isoformat(timespec="milliseconds"),
+                "last_error": gateway.map_loads.last_error,
                 "models": gateway.fleet.describe(),
             }
         )
 
     @app.route("/v1/models", methods=_READ)
-    async def models(_request: Request) -> HTTPResponse:
-        table = gateway.fleet.table
+    async def models(request: Request) -> HTTPResponse:
+        table = _caller(gateway, request).table
         entries = [_entry(gateway, route, route.model) for route in table.routes]
         entries += [
             _entry(gateway, name.default, alias) for alias, name in table.names.items() if alias != name.model
@@ -79,8 +96,9 @@ def create_app(settings: Settings) -> Sanic[Config, Any]:
         # Sanic decodes only some of the path, and model names have slashes in them.
         path: bytes = request.raw_url.partition(b"?")[0]
         wanted = unquote_to_bytes(path.removeprefix(b"/v1/models/")).decode("utf-8", "replace")
-        table = gateway.fleet.table
-        route = table.pick(wanted, None)
+        caller = _caller(gateway, request)
+        table = caller.table
+        route = caller.pick(wanted, None)
         return _json(_entry(gateway, route, wanted if wanted in table.names else wanted.rpartition("@")[0]))
 
     async def name(request: Request, response: BaseHTTPResponse) -> None:
@@ -113,12 +131,24 @@ def _json(document: dict[str, Any], status: int = 200) -> HTTPResponse:
     return raw(msgspec.json.encode(document), status, content_type="application/json")
 
 
+def _caller(gateway: Gateway, request: Request) -> Caller:
+    """Return who asks. Raises GatewayError: missing_api_key or invalid_api_key."""
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in request.headers.items()]
+    return gateway.access.anyone or gateway.access.caller(access.digest(headers))
+
+
+def _operator(gateway: Gateway, request: Request) -> None:
+    """Let operators pass. Raises GatewayError: also admin_required."""
+    if not _caller(gateway, request).admin:
+        raise errors.admin_required(request.path)
+
+
 def _entry(gateway: Gateway, route: Route, name: str) -> dict[str, Any]:
     """Return what /v1/models tells of a route under one of its model's names."""
     entry: dict[str, Any] = {
         "id": name,
         "object": "model",
-        "created": int(gateway.loaded_at.timestamp()),
+        "created": int(gateway.map_loads.at.timestamp()),
         "owned_by": route.owned_by,
         "ready": gateway.fleet.is_ready(route),
     }

@@ -10,8 +10,10 @@ from urllib.parse import urlsplit
 
 from roundhouse_gateway import errors
 from roundhouse_gateway.logs import fields
+from roundhouse_gateway.metrics import BackendMetrics
 
 if TYPE_CHECKING:
+    from roundhouse_gateway.counters import Counters
     from roundhouse_gateway.routing import Backend as Address
     from roundhouse_gateway.routing import Route
     from roundhouse_gateway.upstream import EngineConnection
@@ -33,7 +35,6 @@ class Backend:
     """One address behind a route: what is known of its state, its counts, and its idle connections."""
 
     __slots__ = (
-        "authority",
         "ejected",
         "failures",
         "host",
@@ -41,8 +42,10 @@ class Backend:
         "in_flight",
         "last_error",
         "max_in_flight",
+        "metrics",
         "model",
         "name",
+        "own_lines",
         "owned_by",
         "port",
         "removed",
@@ -52,13 +55,13 @@ class Backend:
         "weight",
     )
 
-    def __init__(self, route: Route, address: Address) -> None:
+    def __init__(self, route: Route, address: Address, counters: Counters, key: bytes = b"") -> None:
         parts = urlsplit(address.url)
+        self.metrics = BackendMetrics(counters, route.model, route.owned_by, address.name)
         self.name = address.name
         self.url = address.url
         self.host = parts.hostname or ""
         self.port = parts.port or 80
-        self.authority = parts.netloc.encode()
         self.idle: list[EngineConnection] = []
         self.in_flight = 0
         self.failures = 0
@@ -67,12 +70,16 @@ class Backend:
         self.suspect = False
         self.removed = False
         self.last_error: str | None = None
-        self.configure(route, address)
+        self.configure(route, address, key)
 
-    def configure(self, route: Route, address: Address) -> None:
-        """Take what the routing map says of this backend now."""
+    def configure(self, route: Route, address: Address, key: bytes = b"") -> None:
+        """Take what the routing map says of this backend now; `key` is what the engine itself wants to see."""
         self.model = route.model
         self.owned_by = route.owned_by
+        # The header lines that every request to it has.
+        self.own_lines = b"Host: %b\r\n" % urlsplit(address.url).netloc.encode()
+        if key:
+            self.own_lines += b"Authorization: Bearer %b\r\n" % key
         self.weight = address.weight
         self.max_in_flight = route.max_in_flight
         self.timeouts = route.timeouts
@@ -96,6 +103,7 @@ class Backend:
         self.last_error = why
         if self.failures >= _PATIENCE and not (self.ejected or self.removed):
             self.ejected = True
+            self.metrics.ejections += 1
             log.warning("backend ejected", extra=fields(backend=self.name, error=why))
 
     def probed(self, error: str | None) -> None:

@@ -21,6 +21,10 @@ _KINDS: Mapping[str, tuple[int, str]] = MappingProxyType(
         "duplicate_key": (400, "invalid_request_error"),
         "missing_model": (400, "invalid_request_error"),
         "engine_conflict": (400, "invalid_request_error"),
+        "missing_api_key": (401, "authentication_error"),
+        "invalid_api_key": (401, "authentication_error"),
+        "model_not_allowed": (403, "permission_error"),
+        "admin_required": (403, "permission_error"),
         "model_not_found": (404, "not_found_error"),
         "engine_not_found": (404, "not_found_error"),
         "unknown_endpoint": (404, "not_found_error"),
@@ -28,6 +32,7 @@ _KINDS: Mapping[str, tuple[int, str]] = MappingProxyType(
         "request_timeout": (408, "invalid_request_error"),
         "request_too_large": (413, "invalid_request_error"),
         "headers_too_large": (431, "invalid_request_error"),
+        "rate_limited": (429, "rate_limit_error"),
         "engine_busy": (429, "rate_limit_error"),
         "internal_error": (500, "api_error"),
         "engine_unreachable": (502, "api_error"),
@@ -54,7 +59,8 @@ class GatewayError(Exception):
     """One refusal or failure, ready to be answered.
 
     `code` is a key of the design's error table, `param` the field of the request that is to blame,
-    `retry_after` a number of seconds, `allow` the value of an Allow header, and `close` says that the
+    `retry_after` a number of seconds, `allow` the value of an Allow header, `limits` header lines that tell of limits,
+    and `close` says that the
     connection can't be used any further.
     """
 
@@ -66,6 +72,7 @@ class GatewayError(Exception):
         param: str | None = None,
         retry_after: int | None = None,
         allow: str | None = None,
+        limits: bytes = b"",
         close: bool = False,
     ) -> None:
         super().__init__(message)
@@ -74,6 +81,7 @@ class GatewayError(Exception):
         self.param = param
         self.retry_after = retry_after
         self.allow = allow
+        self.limits = limits
         self.close = close
         self.status, self.type = _KINDS[code]
 
@@ -84,6 +92,11 @@ class GatewayError(Exception):
             headers.append((b"Retry-After", b"%d" % self.retry_after))
         if self.allow is not None:
             headers.append((b"Allow", self.allow.encode()))
+        if self.status == 401:
+            headers.append((b"WWW-Authenticate", b"Bearer"))
+        for line in self.limits.splitlines():
+            name, _, value = line.partition(b": ")
+            headers.append((name, value))
         return headers
 
     def body(self, path: bytes, request_id: str) -> bytes:
@@ -189,6 +202,44 @@ def duplicate_key(name: str) -> GatewayError:
         "duplicate_key",
         f"'{name}' is given more than once, and engines differ in which one they take. Give it once.",
         param=name,
+    )
+
+
+def missing_api_key() -> GatewayError:
+    """Return the error for a request without a key."""
+    return GatewayError(
+        "missing_api_key",
+        "This endpoint wants an API key: send it as 'Authorization: Bearer KEY', or as 'x-api-key: KEY'."
+        " Whoever runs this gateway makes keys (playbooks/keys.yml).",
+    )
+
+
+def invalid_api_key() -> GatewayError:
+    """Return the error for a key that is none, or no longer."""
+    return GatewayError("invalid_api_key", "This API key is not known here, or was revoked.")
+
+
+def admin_required(path: str) -> GatewayError:
+    """Return the error for an operator's endpoint that is asked with a key which is no operator's."""
+    return GatewayError("admin_required", f"{path} is for operators: it wants a key with admin: true.")
+
+
+def model_not_allowed(name: str, model: str, names: Iterable[str]) -> GatewayError:
+    """Return the error for a model that the key `name` may not use."""
+    return GatewayError(
+        "model_not_allowed",
+        f"The key '{name}' may not use the model '{model}'. {_choice('Models', names)}",
+        param="model",
+    )
+
+
+def rate_limited(whose: str, limit: str, retry_after: int, lines: bytes) -> GatewayError:
+    """Return the error for a request over a limit; `lines` are the headers that tell of it."""
+    return GatewayError(
+        "rate_limited",
+        f"The limit of {whose} is reached: {limit}. Try again in {retry_after} s.",
+        retry_after=retry_after,
+        limits=lines,
     )
 
 

@@ -18,6 +18,7 @@ from roundhouse_gateway.backend import Backend, choose
 from roundhouse_gateway.upstream import EngineConnection
 
 if TYPE_CHECKING:
+    from roundhouse_gateway.account import Account
     from roundhouse_gateway.answer import KnownHead
     from roundhouse_gateway.errors import GatewayError
     from roundhouse_gateway.heads import Headers
@@ -41,6 +42,7 @@ class Exchange:
     """One request and its answer. `backends` are those of its route, the next among equals first."""
 
     __slots__ = (
+        "_account",
         "_backend",
         "_backends",
         "_body",
@@ -61,6 +63,7 @@ class Exchange:
     def __init__(
         self,
         client: GatewayProtocol,
+        account: Account,
         deadline: Deadline,
         request: Request,
         route: Route,
@@ -68,6 +71,7 @@ class Exchange:
         body: list[Piece],
     ) -> None:
         self._client = client
+        self._account = account
         self._deadline = deadline
         self._request = request
         self._route = route
@@ -93,6 +97,7 @@ class Exchange:
 
     def abandon(self) -> None:
         """End the exchange because nobody waits for the answer any more; the engine notices at once."""
+        self._account.left(self._now(), self._last_backend(), self._size())
         self._over()
 
     def cut_short(self, error: GatewayError) -> None:
@@ -114,6 +119,7 @@ class Exchange:
             backend.failed(what)
             self._fail(errors.engine_timeout(backend.name, what))
         elif self._stalled:
+            self._account.left(self._now(), self._last_backend(), self._size())
             self._over()
             self._client.cut(reset=False)
         else:
@@ -149,7 +155,8 @@ class Exchange:
         self._stage = Stage.ANSWERING
         self._body = []
         backend.succeeded()
-        self.answer = Answer(self._client, self._request, backend, status, phrase, headers)
+        self._account.answered(self._now())
+        self.answer = Answer(self._client, self._request, backend, status, phrase, headers, self._account)
         return self.answer
 
     def whole_answer(self, known: KnownHead, body: bytes) -> None:
@@ -159,6 +166,7 @@ class Exchange:
             return
         self._backend.succeeded()
         self._client.write_whole(known, self._backend.name.encode(), body)
+        self._account.complete_at_once(self._now(), self._backend, body, json=known.json)
         connection.release()
         self._over()
         self._client.answered()
@@ -172,7 +180,7 @@ class Exchange:
         """Take whole chunks of the body, which pass as they are."""
         answer, backend = self.answer, self._backend
         if answer is not None and backend is not None:
-            self._deadline.set(backend.timeouts.idle)
+            self._account.chunk(self._deadline.set(backend.timeouts.idle), backend)
             answer.pass_on(chunks)
 
     def flush(self) -> None:
@@ -180,7 +188,9 @@ class Exchange:
         if self._backend is None:
             return
         if self._stage is Stage.ANSWERING:
-            self._deadline.set(self._backend.timeouts.idle)
+            now = self._deadline.set(self._backend.timeouts.idle)
+            if self.answer is not None and self.answer.is_stream:
+                self._account.chunk(now, self._backend)
         if self.answer is not None:
             self.answer.flush()
 
@@ -191,6 +201,8 @@ class Exchange:
             self.garbled("did not answer in HTTP (no head)")
             return
         answer.end()
+        if self._backend is not None:
+            self._account.complete(self._now(), self._backend, answer.status, answer.size)
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.release()
@@ -210,8 +222,14 @@ class Exchange:
         if self._stage is Stage.WAITING and not connection.answered:
             if connection.reused:
                 # The engine closed it while it was idle, and the request crossed with that. No engine
-                # worked on it, so it is sent once more, on a connection that can't be stale.
-                self._open(backend)
+                # worked on it, so it is sent once more: to another backend, for this one may be ending, or
+                # else on a connection that can't be stale.
+                backend.metrics.retries += 1
+                other = choose(self._route, self._backends, self._tried)
+                if other is not None:
+                    self._use(other)
+                else:
+                    self._open(backend)
                 return
             self._broken("closed the connection without an answer" if exc is None else "reset the connection")
         else:
@@ -265,6 +283,7 @@ class Exchange:
         backend.failed(what)
         other = choose(self._route, self._backends, self._tried)
         if other is not None:
+            backend.metrics.retries += 1
             self._use(other)
         elif error is None:
             self._fail(errors.engine_timeout(backend.name, what))
@@ -278,7 +297,7 @@ class Exchange:
         self._stage = Stage.WAITING
         self._deadline.set(connection.backend.timeouts.first_byte)
         head = heads.for_engine(
-            request.target, connection.backend.authority, request.passed, self._length, request.id
+            request.target, connection.backend.own_lines, request.passed, self._length, request.id
         )
         connection.send(self, head, self._body, self._length)
 
@@ -295,14 +314,18 @@ class Exchange:
 
     def _fail(self, error: GatewayError) -> None:
         """End the exchange with an error, in the way that is left at this stage."""
-        answer = self.answer
+        answer, account = self.answer, self._account
+        backend, now = self._last_backend(), self._now()
         self._over()
         if answer is None or not answer.started:
+            account.failed(now, error, backend)
             self._client.answer_error(error, self._request)
         elif answer.end_broken(error):
+            account.failed(now, error, backend, answer.status, answer.size)
             self._client.answered()
         else:
             answer.flush()
+            account.failed(now, error, backend, answer.status, answer.size)
             self._client.cut(reset=self._request.http10)
 
     def _over(self) -> None:
@@ -321,3 +344,13 @@ class Exchange:
         backend, self._backend = self._backend, None
         if backend is not None:
             backend.in_flight -= 1
+
+    def _now(self) -> float:
+        return self._client.loop.time()  # type: ignore[no-any-return] # Sanic's has no type
+
+    def _last_backend(self) -> Backend | None:
+        """Return the backend that was asked last."""
+        return self._tried[-1] if self._tried else None
+
+    def _size(self) -> int:
+        return self.answer.size if self.answer is not None else 0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -13,11 +13,16 @@ from roundhouse_gateway.backend import Backend
 from roundhouse_gateway.routing import Backend as Address
 from roundhouse_gateway.routing import Route, RoutingTable
 
+if TYPE_CHECKING:
+    from roundhouse_gateway.counters import Counters
+
 
 class Fleet:
     """All backends, by route. Replacing the map keeps the counts and connections of backends that stay."""
 
-    def __init__(self) -> None:
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+        self._keys: Mapping[str, bytes] = {}
         self.table: RoutingTable = routing.EMPTY
         self.leaving: list[Backend] = []
         self._by_address: dict[tuple[str, str], Backend] = {}
@@ -29,28 +34,43 @@ class Fleet:
         """Return the backends of a route of the live map."""
         return self._by_route[route]
 
-    def apply(self, table: RoutingTable) -> None:
-        """Make `table` the live map."""
+    def apply(self, table: RoutingTable, keys: Mapping[str, bytes] | None = None) -> None:
+        """Make `table` the live map.
+
+        `keys` are those that engines want, by the paths of their files; None: as before.
+        """
+        if keys is not None:
+            self._keys = keys
         known = self._by_address | {(b.name, b.url): b for b in self.leaving}
         by_address: dict[tuple[str, str], Backend] = {}
         by_route: dict[Route, list[Backend]] = {}
+        leaving: list[Backend] = []
         for route in table.routes:
             backends = []
+            key = self._keys.get(route.key_file or "", b"")
             for address in self._addresses(route):
-                key = (address.name, address.url)
-                backend = known.pop(key, None)
+                place = (address.name, address.url)
+                backend = known.pop(place, None)
                 if backend is None:
-                    backend = Backend(route, address)
+                    backend = Backend(route, address, self._counters, key)
+                elif (backend.model, backend.owned_by) != (route.model, route.owned_by):
+                    # Another model at the same place: its numbers are others. Requests in flight end as the old one.
+                    backend.metrics.publish(backend.in_flight)
+                    backend.close_idle()
+                    backend.removed = True
+                    leaving.append(backend)
+                    backend = Backend(route, address, self._counters, key)
                 else:
                     backend.removed = False
-                    backend.configure(route, address)
-                by_address[key] = backend
+                    backend.configure(route, address, key)
+                by_address[place] = backend
                 backends.append(backend)
             by_route[route] = backends
         for backend in known.values():
+            backend.metrics.publish(backend.in_flight)
             backend.removed = True
             backend.close_idle()
-        self.leaving = [backend for backend in known.values() if backend.in_flight]
+        self.leaving = [backend for backend in (*known.values(), *leaving) if backend.in_flight]
         self.table, self._by_address, self._by_route = table, by_address, by_route
 
     def names(self) -> set[str]:
@@ -72,11 +92,17 @@ class Fleet:
                 name = f"{address.name}@{urlsplit(url).hostname}"
                 yield msgspec.structs.replace(address, name=name, url=url)
 
+    def publish(self) -> None:
+        """Put what was counted where all workers read it."""
+        for backend in (*self._by_address.values(), *self.leaving):
+            backend.metrics.publish(backend.in_flight)
+
     def sweep(self, before: float) -> None:
         """Close connections idle since `before` (the loop's time), and forget backends that have left."""
         for backend in self._by_address.values():
             if backend.idle:
                 backend.close_idle(before)
+        self.publish()
         if self.leaving:
             self.leaving = [backend for backend in self.leaving if backend.in_flight]
 

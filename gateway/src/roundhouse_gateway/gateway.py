@@ -1,52 +1,88 @@
-"""The state of a running gateway: its settings, its live map, its backends and its clients' connections."""
+"""The state of a running gateway: its settings, its live map and keys, its backends and its clients' connections."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from roundhouse_gateway import routing
+from roundhouse_gateway import access, routing, tracing
+from roundhouse_gateway.access import Access, KeysError
 from roundhouse_gateway.backend import IDLE_EXPIRY
+from roundhouse_gateway.counters import Counters, Slab
 from roundhouse_gateway.fleet import Fleet
 from roundhouse_gateway.health import Prober
 from roundhouse_gateway.logs import fields
+from roundhouse_gateway.request_log import RequestLog
 from roundhouse_gateway.resolver import Resolver
 from roundhouse_gateway.routing import MapError, RoutingTable
+from roundhouse_gateway.watched_file import WatchedFile
 
 if TYPE_CHECKING:
     from roundhouse_gateway.relay import GatewayProtocol
     from roundhouse_gateway.settings import Settings
+    from roundhouse_gateway.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
-# Seconds between two looks at the map's file.
+# Seconds between two looks at the files.
 _LOOK_INTERVAL = 1.0
+
+
+class Loads:
+    """How often a file was loaded or refused since the start, and why it was refused last."""
+
+    def __init__(self) -> None:
+        self.at = datetime.now(UTC)
+        self.reloads = 0
+        self.refusals = 0
+        self.last_error: str | None = None
+
+    def loaded(self) -> None:
+        """Note that it was loaded."""
+        self.at = datetime.now(UTC)
+        self.reloads += 1
+        self.last_error = None
+
+    def refused(self, error: Exception) -> bool:
+        """Note that it was refused. Returns False if that is known already."""
+        is_new = self.last_error != str(error)
+        self.refusals += is_new
+        self.last_error = str(error)
+        return is_new
 
 
 class Gateway:
     """Everything that the parts of one gateway share. It lives as long as its application."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Load the map. Raises MapError."""
+    def __init__(self, settings: Settings, slabs: Sequence[Slab] | None = None) -> None:
+        """Load the map and the keys. Raises MapError or KeysError.
+
+        `slabs` is the memory for the counts of each worker.
+        """
         self.settings = settings
-        self.fleet = Fleet()
+        self.counters = Counters(slabs or [Slab()])
+        self.request_log = RequestLog(settings.log, settings.log_sample)
+        self.tracer: Tracer | None = None
+        self.fleet = Fleet(self.counters)
+        self.access = Access()
         self.connections: set[GatewayProtocol] = set()
         self.draining = False
-        self.loaded_at = datetime.now(UTC)
-        self.last_error: str | None = None
+        self.map_loads, self.keys_loads = Loads(), Loads()
         self._prober = Prober()
         self._resolver = Resolver(self._found)
         self._tick: asyncio.TimerHandle | None = None
-        # The content of the file which was loaded or refused last, what was seen at the last look, and the
-        # inode.
-        self._known, self._inode = self._read()
-        self._seen = self._known
-        self._apply(routing.load(self._known))
+        self._map = _watched_map(settings.routes)
+        self._keys = _watched_keys(settings.keys) if settings.keys is not None else None
+        keys = access.load(self._keys.content) if self._keys is not None else access.OPEN
+        self._apply(routing.load(self._map.content), keys)
 
     def start(self) -> None:
-        """Begin to look up and to probe backends, and to look at the map's file."""
+        """Begin to look up and to probe backends, and to look at the files."""
+        self.tracer = tracing.from_environment()
         self._watch()
         self._tick = asyncio.get_running_loop().call_later(_LOOK_INTERVAL, self._look)
 
@@ -57,19 +93,15 @@ class Gateway:
         await self._resolver.stop()
         await self._prober.stop()
         self.fleet.close()
+        self.fleet.publish()
+        self.request_log.flush()
+        if self.tracer is not None:
+            self.tracer.stop()
 
     def reload(self) -> None:
-        """Load the map now. If it is bad, the old one keeps serving."""
-        try:
-            self._seen, self._inode = self._read()
-            self._known = self._seen
-            table = routing.load(self._known)
-        except MapError as error:
-            self._refuse(error)
-            return
-        self.last_error = None
-        self._apply(table)
-        self._watch()
+        """Load both files now. If one is bad, what was loaded before goes on."""
+        self._try_map(look=False)
+        self._try_keys(look=False)
 
     def _watch(self) -> None:
         self._resolver.watch(self.fleet.names())
@@ -83,31 +115,104 @@ class Gateway:
         loop = asyncio.get_running_loop()
         self._tick = loop.call_later(_LOOK_INTERVAL, self._look)
         self.fleet.sweep(loop.time() - IDLE_EXPIRY)
-        try:
-            content, inode = self._read()
-        except MapError as error:
-            if self.last_error != str(error):
-                self._refuse(error)
-            return
-        # A file that was put in place of the old one is complete. One that is written in place may be half
-        # written, so it has to look the same twice.
-        if content != self._known and (inode != self._inode or content == self._seen):
-            self.reload()
-        self._seen = content
+        self._try_map(look=True)
+        self._try_keys(look=True)
 
-    def _read(self) -> tuple[bytes, int]:
-        """Return the content and the inode of the map's file. Raises MapError."""
+    def _try_map(self, *, look: bool) -> None:
         try:
-            with self.settings.routes.open("rb") as file:
-                return file.read(), self.settings.routes.stat().st_ino
+            if not _is_new(self._map, look=look):
+                return
+            table = routing.load(self._map.content)
+            self._apply(table, self.access.keys)
         except OSError as error:
-            raise MapError([f"The map can't be read: {error.strerror or error}."]) from None
+            self._refuse_map(MapError([f"The map can't be read: {error.strerror or error}."]), again=not look)
+        except MapError as error:
+            self._refuse_map(error, again=True)
+        else:
+            self.map_loads.loaded()
+            self._watch()
 
-    def _refuse(self, error: MapError) -> None:
-        self.last_error = str(error)
-        log.error("map refused", extra=fields(path=str(self.settings.routes), problems=error.problems))
+    def _refuse_map(self, error: MapError, *, again: bool) -> None:
+        if self.map_loads.refused(error) or again:
+            log.error("map refused", extra=fields(path=str(self.settings.routes), problems=error.problems))
 
-    def _apply(self, table: RoutingTable) -> None:
-        self.fleet.apply(table)
-        self.loaded_at = datetime.now(UTC)
+    def _try_keys(self, *, look: bool) -> None:
+        if self._keys is None:
+            return
+        try:
+            if not _is_new(self._keys, look=look):
+                return
+            keys = access.load(self._keys.content)
+        except OSError as error:
+            self._refuse_keys(
+                KeysError([f"The keys can't be read: {error.strerror or error}."]), again=not look
+            )
+        except KeysError as error:
+            self._refuse_keys(error, again=True)
+        else:
+            self.keys_loads.loaded()
+            self._apply_keys(keys)
+
+    def _refuse_keys(self, error: KeysError, *, again: bool) -> None:
+        if self.keys_loads.refused(error) or again:
+            log.error("keys refused", extra=fields(path=str(self.settings.keys), problems=error.problems))
+
+    def _apply(self, table: RoutingTable, keys: access.Keys) -> None:
+        """Make a map the live one. Raises MapError."""
+        self.fleet.apply(table, _engine_keys(table))
         log.info("map loaded", extra=fields(revision=table.revision, models=len(table.models)))
+        self._apply_keys(keys)
+
+    def _apply_keys(self, keys: access.Keys) -> None:
+        is_new = keys != self.access.keys
+        self.access.apply(keys, self.fleet.table, asyncio_time())
+        if is_new:
+            count = "open" if keys.keys is None else len(keys.keys)
+            log.info("keys loaded", extra=fields(revision=keys.revision, keys=count))
+
+
+def asyncio_time() -> float:
+    """Return the time of the loop's clock, also where no loop runs yet."""
+    try:
+        return asyncio.get_running_loop().time()
+    except RuntimeError:
+        return 0.0
+
+
+def _is_new(file: WatchedFile, *, look: bool) -> bool:
+    if look:
+        return file.look()
+    file.read()
+    return True
+
+
+def _watched_map(path: Path) -> WatchedFile:
+    try:
+        return WatchedFile(path)
+    except OSError as error:
+        raise MapError([f"The map can't be read: {error.strerror or error}."]) from None
+
+
+def _watched_keys(path: Path) -> WatchedFile:
+    try:
+        return WatchedFile(path)
+    except OSError as error:
+        raise KeysError([f"The keys can't be read: {error.strerror or error}."]) from None
+
+
+def _engine_keys(table: RoutingTable) -> dict[str, bytes]:
+    """Return the keys that engines themselves want, by the paths of their files. Raises MapError."""
+    found: dict[str, bytes] = {}
+    problems = []
+    for path in {route.key_file for route in table.routes if route.key_file is not None}:
+        try:
+            key = Path(path).read_bytes().strip()
+        except OSError as error:
+            problems.append(f"The engine's key {path} can't be read: {error.strerror or error}.")
+            continue
+        if not key or not key.isascii() or not key.decode().isprintable():
+            problems.append(f"The engine's key {path} must be one line of printable ASCII characters.")
+        found[path] = key
+    if problems:
+        raise MapError(sorted(problems))
+    return found

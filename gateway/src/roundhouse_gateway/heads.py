@@ -38,11 +38,14 @@ _NOT_TO_SANIC = _HOP_BY_HOP | {b"content-length", b"expect", b"x-request-id"}
 _NOT_TO_CLIENT = _HOP_BY_HOP | {b"x-request-id", b"x-roundhouse-backend"}
 
 
-def for_engine(target: bytes, authority: bytes, kept: bytes, length: int, request_id: str) -> bytes:
-    """Return the head of a POST of `length` bytes to `target` (path and query) of an engine."""
-    return b"POST %b HTTP/1.1\r\nHost: %b\r\n%bContent-Length: %d\r\nX-Request-Id: %b\r\n\r\n" % (
+def for_engine(target: bytes, own: bytes, kept: bytes, length: int, request_id: str) -> bytes:
+    """Return the head of a POST of `length` bytes to `target` (path and query) of an engine.
+
+    `own` are the header lines that every request to that engine has, `kept` those of the client.
+    """
+    return b"POST %b HTTP/1.1\r\n%b%bContent-Length: %d\r\nX-Request-Id: %b\r\n\r\n" % (
         target,
-        authority,
+        own,
         kept,
         length,
         request_id.encode(),
@@ -64,14 +67,20 @@ def for_sanic(method: bytes, target: bytes, headers: Headers, request_id: str, *
 
 
 def of_answer(
-    status: int, phrase: bytes, headers: Headers, own: Headers, *, without_length: bool = False
+    status: int,
+    phrase: bytes,
+    headers: Headers,
+    own: Headers,
+    *,
+    without_length: bool = False,
+    lines: bytes = b"",
 ) -> bytes:
-    """Return the head of an answer: `headers` of the engine, less what must not pass, and then our `own`."""
-    lines = [b"HTTP/1.1 %d %b\r\n" % (status, phrase)]
-    lines += _kept(headers, _NOT_TO_CLIENT | {b"content-length"} if without_length else _NOT_TO_CLIENT)
-    lines += [b"%b: %b\r\n" % header for header in own]
-    lines.append(b"\r\n")
-    return b"".join(lines)
+    """Return the head of an answer: `headers` of the engine, less what must not pass, then our `own` and `lines`."""
+    parts = [b"HTTP/1.1 %d %b\r\n" % (status, phrase)]
+    parts += _kept(headers, _NOT_TO_CLIENT | {b"content-length"} if without_length else _NOT_TO_CLIENT)
+    parts += [b"%b: %b\r\n" % header for header in own]
+    parts += (lines, b"\r\n")
+    return b"".join(parts)
 
 
 def value(headers: Headers, name: bytes) -> bytes:

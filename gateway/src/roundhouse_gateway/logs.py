@@ -1,4 +1,4 @@
-"""What the gateway logs: one line for each event, as text or as JSON. Never a prompt, never a key."""
+"""What the gateway logs of itself: one line for each event, as text or as JSON. Never a prompt, never a key."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ class _TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         values = getattr(record, "fields", {})
-        pairs = "".join(f" {key}={_quoted(value)}" for key, value in values.items())
+        pairs = "".join(f" {key}={quoted(value)}" for key, value in values.items())
         line = f"{_when(record)} {record.levelname} {record.getMessage()}{pairs}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
@@ -54,6 +54,7 @@ def _when(record: logging.LogRecord) -> str:
     return f"{seconds}.{int(record.msecs):03d}Z"
 
 
-def _quoted(value: object) -> str:
+def quoted(value: object) -> str:
+    """Return a value as it stands in a line: in quotes if it would not be one word otherwise."""
     text = str(value)
     return text if text and text.isprintable() and not set(text) & set(' "=') else json.dumps(text)

@@ -88,6 +88,7 @@ class RequestReader:
         if len(data) - end == length == len(request.body) and end <= _MAX_KNOWN_SIZE and request.is_plain():
             if len(_known) >= _MAX_KNOWN:
                 _known.clear()
+            request.prepare()
             _known[head] = request.again(b"")
 
     def refuse(self, error: GatewayError) -> None:

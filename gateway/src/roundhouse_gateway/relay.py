@@ -18,6 +18,7 @@ from sanic.models.server_types import ConnInfo
 from sanic.server.protocols.http_protocol import HttpProtocol
 
 from roundhouse_gateway import errors, heads, inference
+from roundhouse_gateway.account import Account
 from roundhouse_gateway.errors import GatewayError
 from roundhouse_gateway.exchange import Exchange
 from roundhouse_gateway.reader import RequestReader
@@ -137,12 +138,13 @@ class GatewayProtocol(HttpProtocol):
         request = self._current
         if request is None:
             return
-        answer = b"%b%d%bX-Request-Id: %b\r\nX-Roundhouse-Backend: %b\r\n%b\r\n%b" % (
+        answer = b"%b%d%bX-Request-Id: %b\r\nX-Roundhouse-Backend: %b\r\n%b%b\r\n%b" % (
             known.before,
             len(body),
             known.after,
             request.id.encode(),
             backend,
+            request.limits,
             b"".join([b"%b: %b\r\n" % header for header in self.connection_header()]),
             body,
         )
@@ -179,7 +181,8 @@ class GatewayProtocol(HttpProtocol):
             (b"X-Request-Id", request.id.encode()),
             *self.connection_header(),
         ]
-        head = heads.of_answer(error.status, errors.reason(error.status), [], own)
+        lines = b"" if error.limits else request.limits
+        head = heads.of_answer(error.status, errors.reason(error.status), [], own, lines=lines)
         self.write(self.without_presented(head) + (b"" if request.method == b"HEAD" else body))
         self.answered()
 
@@ -311,26 +314,38 @@ class GatewayProtocol(HttpProtocol):
         self._current = request
         self._deadline.clear()
         if request.error is not None:
-            self.answer_error(request.error, request)
+            self._refuse(request.error, request)
         elif request.path not in inference.ENDPOINTS:
             self._hand_to_sanic(request)
         elif request.method != b"POST":
             method, path = request.method.decode("latin-1"), request.path.decode("latin-1")
-            self.answer_error(errors.method_not_allowed(method, path, "POST"), request)
+            self._refuse(errors.method_not_allowed(method, path, "POST"), request)
         else:
+            account = Account(self._gateway, request, self.loop.time())
             try:
-                self._infer(request)
+                self._infer(request, account)
             except GatewayError as error:
+                account.failed(self.loop.time(), error)
                 self.answer_error(error, request)
 
-    def _infer(self, request: Request) -> None:
+    def _refuse(self, error: GatewayError, request: Request) -> None:
+        """Answer a request with an error before anything was read of what it asks for."""
+        now = self.loop.time()
+        Account(self._gateway, request, now).failed(now, error)
+        self.answer_error(error, request)
+
+    def _infer(self, request: Request, account: Account) -> None:
         """Begin the exchange of an inference request. Raises GatewayError."""
         body, request.body = request.body, b""
-        fleet = self._gateway.fleet
+        gateway = self._gateway
+        caller = gateway.access.anyone or gateway.access.caller(request.digest)
+        account.key = caller.name
         asked = inference.read(body, request.kind)
-        route = fleet.table.pick(asked.model, asked.owned_by)
+        route = caller.pick(asked.model, asked.owned_by)
+        account.enter(caller, route, len(body))
         pieces = inference.rewritten(body, asked, route.served_model)
-        exchange = Exchange(self, self._deadline, request, route, fleet.backends_of(route), pieces)
+        backends = gateway.fleet.backends_of(route)
+        exchange = Exchange(self, account, self._deadline, request, route, backends, pieces)
         self._exchange = exchange
         exchange.start()
         if self._half_closed:

@@ -1,9 +1,10 @@
 """One request of a client, as far as it has been read."""
 
 import os
+from collections.abc import Collection
 from typing import Self
 
-from roundhouse_gateway import errors, heads
+from roundhouse_gateway import access, errors, heads
 from roundhouse_gateway.errors import GatewayError
 from roundhouse_gateway.heads import Headers
 
@@ -26,6 +27,7 @@ class Request:
 
     __slots__ = (
         "_clients_id",
+        "_digest",
         "_kind",
         "_passed",
         "body",
@@ -36,6 +38,7 @@ class Request:
         "http10",
         "id",
         "keep_alive",
+        "limits",
         "method",
         "path",
         "target",
@@ -54,10 +57,20 @@ class Request:
         # A body that comes in pieces is collected in one buffer, which grows without being copied.
         self.body: bytes | bytearray = b""
         self.error: GatewayError | None = None
+        # Header lines that tell the client of its limits.
+        self.limits = b""
         # What the headers say that is asked more than once, as soon as it has been looked for.
         self._clients_id: str | None = None
         self._kind: bytes | None = None
         self._passed: bytes | None = None
+        self._digest: bytes | None = None
+
+    @property
+    def digest(self) -> bytes:
+        """Return the hash of the key that is presented, or nothing."""
+        if self._digest is None:
+            self._digest = access.digest(self.headers)
+        return self._digest
 
     @property
     def kind(self) -> bytes:
@@ -73,8 +86,17 @@ class Request:
             self._passed = heads.kept_for_engine(self.headers)
         return self._passed
 
+    def replace_passed(self, names: Collection[bytes], headers: Headers) -> None:
+        """Let the engine get `headers` instead of the client's with these `names` (in lower case)."""
+        others = [header for header in self.headers if header[0].lower() not in names]
+        self._passed = heads.kept_for_engine([*others, *headers])
+
+    def prepare(self) -> None:
+        """Look for everything that is asked of the headers more than once."""
+        self._kind, self._passed, self._digest = self.kind, self.passed, self.digest
+
     def again(self, body: bytes) -> Self:
-        """Return a new request with the head of this one, which was found good, and another body."""
+        """Return a new request with the head of this one, which was found good and prepared, and another body."""
         request = self.__class__()
         request.method = self.method
         request.target = self.target
@@ -84,8 +106,9 @@ class Request:
         request.has_head = True
         request.body = body
         request._clients_id = self._clients_id
-        request._kind = self.kind
-        request._passed = self.passed
+        request._kind = self._kind
+        request._passed = self._passed
+        request._digest = self._digest
         request.id = self._clients_id or _new_id()
         return request
 

@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, Struct
 
-from roundhouse_gateway import errors
+from roundhouse_gateway import errors, limits
+from roundhouse_gateway.limits import Limits
 
 Text = Annotated[str, Meta(min_length=1)]
 Seconds = Annotated[float, Meta(gt=0)]
@@ -56,7 +57,10 @@ class Timeouts(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Engine(Struct, frozen=True, forbid_unknown_fields=True):
-    """One engine that serves a model. `served_model` is what it calls the model itself, if not the same."""
+    """One engine that serves a model. `served_model` is what it calls the model itself, if not the same.
+
+    `key_file` is where the key is that the engine itself wants, if it wants one.
+    """
 
     owned_by: Text
     backends: list[Backend]
@@ -65,14 +69,16 @@ class Engine(Struct, frozen=True, forbid_unknown_fields=True):
     health: Health = Health()
     timeouts: Timeouts = Timeouts()
     max_in_flight: Annotated[int, Meta(ge=1)] = 256
+    key_file: Annotated[str, Meta(pattern=r"^/.+")] | None = None
 
 
 class Model(Struct, frozen=True, forbid_unknown_fields=True):
-    """One model: the names it is asked by, and the engines that serve it."""
+    """One model: the names it is asked by, the engines that serve it, and the limits of all who ask together."""
 
     model: Text
     engines: list[Engine]
     aliases: list[Text] = []
+    limits: Limits = limits.NONE
 
 
 class RoutingMap(Struct, frozen=True, forbid_unknown_fields=True):
@@ -93,6 +99,7 @@ class Route(Struct, frozen=True, eq=False):
     health: Health
     timeouts: Timeouts
     max_in_flight: int
+    key_file: str | None = None
 
 
 class Name(Struct, frozen=True, eq=False):
@@ -127,6 +134,20 @@ class RoutingTable(Struct, frozen=True, eq=False):
         if route is None:
             raise errors.engine_not_found(name.model, owned_by, (r.owned_by for r in name.engines.values()))
         return route
+
+    def knows(self, model: str) -> bool:
+        """Tell whether a model is served by this name, which may be written as MODEL@ENGINE."""
+        return model in self.names or model.rpartition("@")[0] in self.names
+
+    def only(self, models: Iterable[str]) -> "RoutingTable":
+        """Return the part with these models, given by any of their names."""
+        kept = {self.names[name].model for name in models if name in self.names}
+        return RoutingTable(
+            revision=self.revision,
+            models=tuple(model for model in self.models if model.model in kept),
+            routes=tuple(route for route in self.routes if route.model in kept),
+            names={name: entry for name, entry in self.names.items() if entry.model in kept},
+        )
 
     def _pick_suffixed(self, model: str, owned_by: str | None) -> tuple[Name, str]:
         """Return what a name written as MODEL@ENGINE stands for."""
@@ -187,6 +208,7 @@ def _route(model: Model, engine: Engine) -> Route:
         health=engine.health,
         timeouts=engine.timeouts,
         max_in_flight=engine.max_in_flight,
+        key_file=engine.key_file,
     )
 
 

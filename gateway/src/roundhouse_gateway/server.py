@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import os
 import signal
@@ -61,6 +62,8 @@ class Server:
             "gateway started",
             extra=fields(host=host, port=port, revision=self._gateway.fleet.table.revision),
         )
+        if self._gateway.access.anyone is not None and not ipaddress.ip_address(host).is_loopback:
+            log.warning("gateway open: whoever reaches it may ask (ROUNDHOUSE_KEYS)", extra=fields(host=host))
 
     def hurry(self) -> None:
         """End a drain that goes on at once."""

@@ -25,6 +25,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What the operator can set. Sizes are in bytes, times in seconds."""
 
     routes: Path
+    keys: Path | None = None
     host: str = "127.0.0.1"
     port: int = 8080
     max_body: int = 33_554_432
@@ -35,6 +36,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     drain_delay: float = 0.0
     workers: int = 1
     log: Literal["text", "json"] = "text"
+    log_sample: float = 1.0
 
 
 def from_environment(environment: Mapping[str, str]) -> Settings:
@@ -59,13 +61,15 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         problems.append(
             "ROUNDHOUSE_ROUTES is not set, but must be the path of the routing map (a YAML file)."
         )
-    if "ROUNDHOUSE_KEYS" in environment:
+    keys = environment.get("ROUNDHOUSE_KEYS")
+    if keys == "":
         problems.append(
-            f"ROUNDHOUSE_KEYS is {environment['ROUNDHOUSE_KEYS']!r}, but this version can't check keys,"
-            " and does not run open when keys are asked for. Unset it to run open."
+            "ROUNDHOUSE_KEYS is empty, but must be the path of the keys file (docs/operations.md)."
+            " Unset it to let anyone ask."
         )
     settings = Settings(
         routes=Path(routes),
+        keys=Path(keys) if keys else None,
         host=read("HOST", _name, "an address or a host name to listen on", "127.0.0.1"),
         port=read("PORT", _whole(0, 65_535), "a whole number from 0 (any free port) to 65535", 8080),
         max_body=read("MAX_BODY", _whole(1), "a number of bytes, 1 or more", 33_554_432),
@@ -76,6 +80,7 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         drain_delay=read("DRAIN_DELAY", _seconds(), "a number of seconds, 0 or more", 0.0),
         workers=read("WORKERS", _whole(1, 64), "a whole number of processes from 1 to 64", 1),
         log=read("LOG", _log, "text or json", "text"),
+        log_sample=read("LOG_SAMPLE", _share, "a share of the requests, from 0 to 1", 1.0),
     )
     if problems:
         raise SettingsError(problems)
@@ -92,6 +97,13 @@ def _log(text: str) -> Literal["text", "json"]:
     if text not in ("text", "json"):
         raise ValueError
     return cast("Literal['text', 'json']", text)
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError
+    return value
 
 
 def _whole(low: int, high: int | None = None) -> Callable[[str], int]:

@@ -30,13 +30,15 @@ _AWAITED = _STOPPING | {signal.SIGHUP, signal.SIGCHLD}
 # Seconds until a worker that died is replaced. Without the pause one that can't live would keep a core busy.
 _PAUSE = 0.5
 
-# Serves with the reading end of the pipe until it is told to stop, and returns the exit code.
-Work = Callable[[int], int]
+# Serves with the reading end of the pipe until it is told to stop, and returns the exit code. The second number is the
+# place of the worker, from 0; the one that replaces it has the same.
+Work = Callable[[int, int], int]
 
 
 class _Worker(NamedTuple):
     pid: int
     orders: int
+    place: int
 
 
 class Supervisor:
@@ -47,15 +49,16 @@ class Supervisor:
         self._count = count
         self._work = work
         self._workers: dict[int, _Worker] = {}
-        self._due: list[float] = []
+        # When workers that died are replaced, and their places.
+        self._due: list[tuple[float, int]] = []
         self._stopping = False
         self._code = 0
 
     def run(self) -> int:
         """Supervise. Returns 0 if all workers ended well, else 1."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
-        for _ in range(self._count):
-            self._start()
+        for place in range(self._count):
+            self._start(place)
         while self._workers or self._due:
             number = self._await_signal()
             if number in _STOPPING:
@@ -68,16 +71,16 @@ class Supervisor:
 
     def _await_signal(self) -> int | None:
         """Return the next signal, or None when it is time to replace a worker."""
-        wait = max(min(self._due) - time.monotonic(), 0.0) if self._due else 3600.0
+        wait = max(min(self._due)[0] - time.monotonic(), 0.0) if self._due else 3600.0
         info = signal.sigtimedwait(_AWAITED, wait)
         return info.si_signo if info is not None else None
 
-    def _start(self) -> _Worker:
+    def _start(self, place: int) -> _Worker:
         reading, writing = os.pipe()
         pid = os.fork()
         if pid:
             os.close(reading)
-            worker = self._workers[pid] = _Worker(pid, writing)
+            worker = self._workers[pid] = _Worker(pid, writing, place)
             return worker
         code = 1
         try:
@@ -87,7 +90,7 @@ class Supervisor:
             for number in (*_STOPPING, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _AWAITED)
-            code = self._work(reading)
+            code = self._work(reading, place)
         except Exception:
             log.exception("worker failed")
         finally:
@@ -122,12 +125,12 @@ class Supervisor:
                 self._code = self._code or int(code != 0)
             else:
                 log.error("worker died", extra=fields(pid=pid, code=code))
-                self._due.append(time.monotonic() + _PAUSE)
+                self._due.append((time.monotonic() + _PAUSE, worker.place))
 
     def _replace(self) -> None:
         now = time.monotonic()
-        for due in [due for due in self._due if due <= now]:
+        for due in [due for due in self._due if due[0] <= now]:
             self._due.remove(due)
-            worker = self._start()
-            # Its map is the one of the parent, which may be old.
+            worker = self._start(due[1])
+            # Its map and keys are those of the parent, which may be old.
             os.write(worker.orders, RELOAD)

@@ -24,14 +24,16 @@ class Deadline:
         self._armed = inf
         self._due = inf
 
-    def set(self, seconds: float) -> None:
-        """Let `expired` be called in `seconds`, unless the deadline is moved before that."""
-        due = self._due = self._loop.time() + seconds
+    def set(self, seconds: float) -> float:
+        """Let `expired` be called in `seconds`, unless the deadline is moved before that. Returns the time now."""
+        now = self._loop.time()
+        due = self._due = now + seconds
         if due < self._armed:
             if self._handle is not None:
                 self._handle.cancel()
             self._armed = due
             self._handle = self._loop.call_later(seconds, self._fire)
+        return now
 
     def clear(self) -> None:
         """Let nothing be called."""

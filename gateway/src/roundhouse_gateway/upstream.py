@@ -146,6 +146,7 @@ class EngineConnection(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", transport)
         # With no room in the buffer, resume_writing tells when a request that had to wait is all sent.
         self.transport.set_write_buffer_limits(high=0)
+        self.backend.metrics.connections += 1
         self._parser = httptools.HttpResponseParser(self)
 
     def resume_writing(self) -> None:
@@ -213,6 +214,7 @@ class EngineConnection(asyncio.Protocol):
         """End."""
         self.transport = None
         self._parser = None
+        self.backend.metrics.connections -= 1
         exchange, self._exchange = self._exchange, None
         if self in self.backend.idle:
             self.backend.idle.remove(self)

@@ -1,0 +1,156 @@
+"""The account of one inference request: who asks, what was used, how long it took, how it ended.
+
+It is opened when the request has been read, and closed once, whatever happens; then limits, metrics and the log get to
+know.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from roundhouse_gateway import limits, usage
+from roundhouse_gateway.metrics import refused
+
+if TYPE_CHECKING:
+    from roundhouse_gateway.access import Caller
+    from roundhouse_gateway.backend import Backend
+    from roundhouse_gateway.errors import GatewayError
+    from roundhouse_gateway.gateway import Gateway
+    from roundhouse_gateway.limits import Meter
+    from roundhouse_gateway.request import Request
+    from roundhouse_gateway.routing import Route
+    from roundhouse_gateway.tracing import Span
+    from roundhouse_gateway.usage import Usage
+
+#: How a request may end, by the code of the error that ended it; any other error is a refusal.
+_ENDS = {
+    "engine_lost": "engine lost",
+    "engine_unreachable": "engine lost",
+    "engine_timeout": "timed out",
+    "request_timeout": "timed out",
+    "draining": "gateway stopped",
+}
+
+# An engine tells nothing of a stream unless its client asks for that. Its limits count pieces then, and a token for so
+# many bytes of the request, up to that many: an image is no text.
+_BYTES_OF_TOKEN, _MOST_OF_PROMPT = 4, 32_768
+
+_NO_TOKENS = (0, 0)
+
+#: Status of requests whose clients left before there was one; nginx has it, too.
+_LEFT = 499
+
+
+class Account:
+    """One request. Times are those of the event loop's clock, in seconds."""
+
+    # Most requests need none of these: they have the class' own until then.
+    _route: Route | None = None
+    _meters: tuple[Meter, ...] = ()
+    _first_byte = 0.0
+    _last = 0.0
+    _chunks = 0
+    _closed = False
+    _size = 0
+    #: The name of the key that asks.
+    key = ""
+    #: The tokens of an answer that comes in pieces.
+    usage: Usage | None = None
+    span: Span | None = None
+
+    def __init__(self, gateway: Gateway, request: Request, now: float) -> None:
+        self._gateway = gateway
+        self._request = request
+        self._began = now
+
+    def enter(self, caller: Caller, route: Route, size: int) -> None:
+        """Note where it goes, and count it on all limits; `size` is that of its body, in bytes.
+
+        Raises GatewayError: rate_limited.
+        """
+        gateway = self._gateway
+        self._route = route
+        self._size = size
+        if caller.meter is not None or gateway.access.has_model_limits:
+            meters = gateway.access.meters(caller, route)
+            self._request.limits = limits.admit(meters, self._began)
+            self._meters = meters
+        if gateway.tracer is not None:
+            self.span = gateway.tracer.begin(self._request, route)
+
+    def answered(self, now: float) -> None:
+        """Note the first byte of the answer."""
+        self._first_byte = now
+
+    def chunk(self, now: float, backend: Backend) -> None:
+        """Note a piece of a stream."""
+        if self._last:
+            backend.metrics.gaps.append(now - self._last)
+        self._last = now
+        self._chunks += 1
+
+    def complete(self, now: float, backend: Backend, status: int, size: int) -> None:
+        """Close it: the answer is complete."""
+        self._close(now, backend, status, "", size, "complete", self._tokens())
+
+    def complete_at_once(self, now: float, backend: Backend, body: bytes, *, json: bool) -> None:
+        """Close it: a whole answer came in one piece."""
+        self._first_byte = now
+        self._close(now, backend, 200, "", len(body), "complete", usage.of(body) if json else _NO_TOKENS)
+
+    def failed(
+        self, now: float, error: GatewayError, backend: Backend | None = None, status: int = 0, size: int = 0
+    ) -> None:
+        """Close it with an error; `status` is that of the answer, if it had begun."""
+        end = _ENDS.get(error.code, "refused")
+        self._close(now, backend, status or error.status, error.code, size, end, self._tokens())
+
+    def left(self, now: float, backend: Backend | None, size: int) -> None:
+        """Close it: the client has left, or does not read any more."""
+        if backend is not None and not self._closed:
+            backend.metrics.left += 1
+        self._close(now, backend, _LEFT, "client_left", size, "client left", self._tokens())
+
+    def _tokens(self) -> tuple[int, int]:
+        told = self.usage
+        return (told.read, told.written) if told is not None else _NO_TOKENS
+
+    def _close(
+        self,
+        now: float,
+        backend: Backend | None,
+        status: int,
+        code: str,
+        size: int,
+        end: str,
+        tokens: tuple[int, int],
+    ) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        gateway, key, began = self._gateway, self.key, self._began
+        first = self._first_byte - began if self._first_byte else None
+        for meter in self._meters:
+            meter.leave(sum(tokens) or self._estimate())
+        if backend is not None:
+            metrics = backend.metrics
+            metrics.ended.append((key, status, code, first, now - began))
+            if tokens != _NO_TOKENS:
+                metrics.used(key, *tokens)
+        else:
+            route = self._route
+            labels = (route.model, route.owned_by) if route is not None else ("", "")
+            refused(gateway.counters, *labels, key, status, code)
+        log = gateway.request_log
+        if log.always or status >= 400 or code or log.wants_next():
+            log.add(
+                self._request, self._route, key, backend, status, code, size, first, now - began, tokens, end
+            )
+        if self.span is not None:
+            self.span.end(backend.name if backend is not None else "", status, code, tokens)
+
+    def _estimate(self) -> int:
+        """Return how many tokens a stream took whose engine does not tell."""
+        if not self._chunks:
+            return 0
+        return self._chunks + min(self._size // _BYTES_OF_TOKEN, _MOST_OF_PROMPT)

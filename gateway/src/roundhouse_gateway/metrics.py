@@ -1,0 +1,199 @@
+"""What is counted: the metrics, and how a request changes them. Rendered in `exposition`, when somebody asks.
+
+Labels are what the operator named (models, engines, backends, keys), never what a client wrote.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from typing import NamedTuple
+
+from roundhouse_gateway.counters import Counters
+
+
+class Metric(NamedTuple):
+    """One metric, as Prometheus has it."""
+
+    kind: str  # counter, gauge or histogram
+    labels: tuple[str, ...]
+    text: str
+
+
+_MODEL = ("model", "engine")
+_BACKEND = (*_MODEL, "backend")
+
+#: All that is counted, by name without the ending that Prometheus wants (_total, _bucket).
+METRICS: dict[str, Metric] = {
+    "roundhouse_requests": Metric(
+        "counter", (*_BACKEND, "key", "status", "code"), "Requests by how they were answered."
+    ),
+    "roundhouse_requests_in_flight": Metric("gauge", _BACKEND, "Requests that a backend is answering."),
+    "roundhouse_request_duration_seconds": Metric(
+        "histogram", _MODEL, "From the whole request to the last byte of the answer."
+    ),
+    "roundhouse_time_to_first_byte_seconds": Metric(
+        "histogram", _MODEL, "From the whole request to the first byte of the answer."
+    ),
+    "roundhouse_time_between_chunks_seconds": Metric(
+        "histogram", _MODEL, "From one piece of a streamed answer to the next."
+    ),
+    "roundhouse_tokens": Metric(
+        "counter", (*_MODEL, "key", "direction"), "Tokens that engines say they read and wrote."
+    ),
+    "roundhouse_upstream_connections": Metric(
+        "gauge", _BACKEND, "Connections to a backend, idle ones included."
+    ),
+    "roundhouse_backend_ejections": Metric(
+        "counter", _BACKEND, "Times that a backend got no more requests, because it failed."
+    ),
+    "roundhouse_retries": Metric(
+        "counter", _MODEL, "Requests that were sent once more, or to another backend."
+    ),
+    "roundhouse_client_cancellations": Metric(
+        "counter", _MODEL, "Requests whose clients left before the end of the answer."
+    ),
+}
+
+#: Upper bounds of the histograms, in seconds: from a token to a long answer.
+BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+#: Cells of a histogram: how many were in each bucket, how many above all, and their sum.
+WIDTH = len(BOUNDS) + 2
+_SUM = WIDTH - 1
+
+
+class Ended(NamedTuple):
+    """A request that a backend had: how it ended, and how long it took; `first_byte` is None if nothing was answered.
+
+    Times are in seconds, as of the event loop's clock, which counts milliseconds: of many requests most are the same.
+    """
+
+    key: str
+    status: int
+    code: str
+    first_byte: float | None
+    duration: float
+
+
+class BackendMetrics:
+    """The numbers of one backend: where they are, and what is to be added to them.
+
+    To note something costs an append. `publish` adds it up and puts it where others read it, once a second and before
+    the metrics are read.
+    """
+
+    __slots__ = (
+        "_between",
+        "_connections",
+        "_counters",
+        "_duration",
+        "_ejections",
+        "_first_byte",
+        "_in_flight",
+        "_labels",
+        "_left",
+        "_requests",
+        "_retries",
+        "_tokens",
+        "connections",
+        "ejections",
+        "ended",
+        "gaps",
+        "left",
+        "retries",
+        "tokens",
+    )
+
+    def __init__(self, counters: Counters, model: str, owned_by: str, backend: str) -> None:
+        series, of_route, of_backend = counters.series, (model, owned_by), (model, owned_by, backend)
+        self._counters = counters
+        self._labels = of_backend
+        self._in_flight = series("roundhouse_requests_in_flight", of_backend)
+        self._connections = series("roundhouse_upstream_connections", of_backend)
+        self._ejections = series("roundhouse_backend_ejections", of_backend)
+        self._duration = series("roundhouse_request_duration_seconds", of_route, WIDTH)
+        self._first_byte = series("roundhouse_time_to_first_byte_seconds", of_route, WIDTH)
+        self._between = series("roundhouse_time_between_chunks_seconds", of_route, WIDTH)
+        self._retries = series("roundhouse_retries", of_route)
+        self._left = series("roundhouse_client_cancellations", of_route)
+        self._requests: dict[tuple[str, int, str], int] = {}
+        self._tokens: dict[str, tuple[int, int]] = {}
+        # What is not published yet: requests that ended, seconds between pieces of streams, tokens read and written by
+        # the name of the key, and counts.
+        self.ended: list[tuple[str, int, str, float | None, float]] = []
+        self.gaps: list[float] = []
+        self.tokens: dict[str, list[int]] = {}
+        self.ejections = self.retries = self.left = 0
+        # Connections that are open now.
+        self.connections = 0
+
+    def used(self, key: str, read: int, written: int) -> None:
+        """Note tokens."""
+        found = self.tokens.get(key)
+        if found is None:
+            self.tokens[key] = [read, written]
+        else:
+            found[0] += read
+            found[1] += written
+
+    def publish(self, in_flight: int) -> None:
+        """Add up what was noted since the last time, and put it where all workers read it."""
+        cells = self._counters.cells
+        cells[self._in_flight] = in_flight
+        cells[self._connections] = self.connections
+        cells[self._ejections] += self.ejections
+        cells[self._retries] += self.retries
+        cells[self._left] += self.left
+        self.ejections = self.retries = self.left = 0
+        ended, self.ended = self.ended, []
+        for each, count in Counter(ended).items():
+            request = Ended(*each)
+            cells[self._cell(request.key, request.status, request.code)] += count
+            if request.first_byte is not None:
+                self._observe(self._first_byte, request.first_byte, count)
+                self._observe(self._duration, request.duration, count)
+        gaps, self.gaps = self.gaps, []
+        for gap, count in Counter(gaps).items():
+            self._observe(self._between, gap, count)
+        used, self.tokens = self.tokens, {}
+        for key, (read, written) in used.items():
+            first, second = self._token_cells(key)
+            cells[first] += read
+            cells[second] += written
+
+    def _observe(self, histogram: int, seconds: float, count: int) -> None:
+        cells = self._counters.cells
+        cells[histogram + bisect_left(BOUNDS, seconds)] += count
+        cells[histogram + _SUM] += seconds * count
+
+    def _cell(self, key: str, status: int, code: str) -> int:
+        found = self._requests.get((key, status, code))
+        if found is None:
+            labels = (*self._labels, key, str(status), code)
+            found = self._requests[key, status, code] = self._counters.series("roundhouse_requests", labels)
+        return found
+
+    def _token_cells(self, key: str) -> tuple[int, int]:
+        found = self._tokens.get(key)
+        if found is None:
+            labels = (*self._labels[:2], key)
+            found = self._tokens[key] = (
+                self._counters.series("roundhouse_tokens", (*labels, "input")),
+                self._counters.series("roundhouse_tokens", (*labels, "output")),
+            )
+        return found
+
+
+def refused(counters: Counters, model: str, owned_by: str, key: str, status: int, code: str) -> None:
+    """Count a request that reached no backend."""
+    labels = (model, owned_by, "", key, str(status), code)
+    counters.cells[counters.series("roundhouse_requests", labels)] += 1.0
+
+
+def begin(counters: Counters, place: int) -> None:
+    """Count for the worker at this place from now on. What the one before it had open is closed."""
+    counters.use(place)
+    for series in counters.slabs[place].series():
+        metric = METRICS.get(series.name)
+        if metric is not None and metric.kind == "gauge":
+            counters.cells[series.first] = 0.0
