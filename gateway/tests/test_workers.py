@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from .client import Client, get, post
 from .conftest import simple_map, until
 from .engine import DONE, END, STREAM_HEAD, FakeEngine, Turn, chunk, event
+from .keys import bearer, key, write_keys
 from .test_process import Process, Start, routes, start, write
 
 __all__ = ["routes", "start"]
@@ -165,3 +167,59 @@ async def test_second_signal_hurries(
     await process.until_logged(r"(?s)(drain started.*){2}")
     process.process.send_signal(signal.SIGTERM)
     assert await process.ended() == 1
+
+
+async def test_metrics_add_up(start: Start, routes: Path) -> None:
+    """Whichever worker is asked tells of all, and no count ever goes back, also when a worker has died."""
+    process = await start(ROUTES=routes, PORT=0, WORKERS=2)
+    await until_started(process, 2)
+    last = 0.0
+
+    async def counted() -> float:
+        nonlocal last
+        text = (await (await process.connect()).ask(get("/metrics", "Connection: close"))).body.decode()
+        found = re.search(r'^roundhouse_requests_total\{.*status="200".*\} (\S+)$', text, re.MULTILINE)
+        now = float(found[1]) if found else 0.0
+        assert now >= last
+        last = now
+        return now
+
+    async def until_counted(wanted: int) -> None:
+        async with asyncio.timeout(10):
+            while await counted() < wanted:  # noqa: ASYNC110 - workers publish on their own
+                await asyncio.sleep(0.01)
+
+    for _ in range(30):
+        assert (
+            await (await process.connect()).ask(post({"model": "tiny"}, "Connection: close"))
+        ).status == 200
+    await until_counted(30)
+    os.kill(min(workers_of(process)), signal.SIGKILL)
+    await until_started(process, 3)
+    for _ in range(10):
+        assert (
+            await (await process.connect()).ask(post({"model": "tiny"}, "Connection: close"))
+        ).status == 200
+    await until_counted(40)
+    assert last == 40
+
+
+async def test_keys_are_those_of_all(start: Start, routes: Path, tmp_path: Path) -> None:
+    keys = write_keys(tmp_path / "keys.yml", key("a"), key("b"))
+    process = await start(ROUTES=routes, PORT=0, WORKERS=2, KEYS=keys)
+    await until_started(process, 2)
+    write_keys(keys, key("b"))
+    await process.until_logged("(?s)" + "keys loaded.*" * 3)  # by the parent, and by each worker
+    for _ in range(10):
+        client = await process.connect()
+        assert (await client.ask(post({"model": "tiny"}, bearer("a")))).status == 401
+        assert (await client.ask(post({"model": "tiny"}, bearer("b")))).status == 200
+
+
+@pytest.mark.parametrize(("host", "is_said"), [("127.0.0.1", False), ("0.0.0.0", True)])
+async def test_open_is_said(start: Start, routes: Path, host: str, *, is_said: bool) -> None:
+    process = await start(ROUTES=routes, PORT=0, HOST=host)
+    await process.until_logged("gateway started")
+    process.process.send_signal(signal.SIGTERM)
+    await process.ended()
+    assert ("gateway open" in process.log) == is_said

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -15,7 +15,8 @@ from prometheus_client.core import (
 )
 
 from roundhouse_gateway import __version__
-from roundhouse_gateway.metrics import BOUNDS, METRICS, WIDTH
+from roundhouse_gateway.metrics import BOUNDS, METRICS, STATE, WIDTH
+from roundhouse_gateway.metrics import Metric as About
 
 if TYPE_CHECKING:
     from roundhouse_gateway.counters import Slab
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-# name -> labels -> numbers
-_Sums = dict[str, dict[tuple[str, ...], list[float]]]
+#: name -> labels -> numbers
+Sums = dict[str, dict[tuple[str, ...], list[float]]]
 
 
 def render(gateway: Gateway) -> bytes:
@@ -42,35 +43,18 @@ class _Collector:
 
     def collect(self) -> Iterable[Metric]:
         """Yield the metrics."""
-        gateway = self._gateway
-        yield from _counted(sums(gateway.counters.slabs))
-        yield _healthy(gateway)
-        yield _map_info(gateway)
-        maps, keys = gateway.map_loads, gateway.keys_loads
-        yield GaugeMetricFamily(
-            "roundhouse_map_loaded_timestamp_seconds", "When the live map was loaded.", maps.at.timestamp()
-        )
-        # Every worker loads the same files, so these are not summed up.
-        for name, text, value in (
-            ("roundhouse_map_reloads", "Times that a new map was taken.", maps.reloads),
-            ("roundhouse_map_refusals", "Times that a new map was bad, and refused.", maps.refusals),
-            ("roundhouse_keys_reloads", "Times that new keys were taken.", keys.reloads),
-            ("roundhouse_keys_refusals", "Times that new keys were bad, and refused.", keys.refusals),
-        ):
-            yield CounterMetricFamily(name, text, value)
-        build = GaugeMetricFamily("roundhouse_build_info", "What runs here.", labels=("version", "python"))
-        build.add_metric((__version__, platform.python_version()), 1)
-        yield build
-        yield GaugeMetricFamily("roundhouse_workers", "Processes that serve.", len(gateway.counters.slabs))
+        counted, state = sums(self._gateway.counters.slabs), _state(self._gateway)
+        for name, about in (METRICS | STATE).items():
+            yield _family(name, about, counted.get(name) or state.get(name, {}))
 
     def describe(self) -> Iterable[Metric]:
         """Yield nothing: the registry need not ask for the metrics when it is made."""
         return ()
 
 
-def sums(slabs: Iterable[Slab]) -> _Sums:
+def sums(slabs: Iterable[Slab]) -> Sums:
     """Return the numbers of all workers, summed up by name and labels."""
-    found: _Sums = {}
+    found: Sums = {}
     for slab in slabs:
         for series in slab.series():
             if series.name not in METRICS:
@@ -83,28 +67,20 @@ def sums(slabs: Iterable[Slab]) -> _Sums:
     return found
 
 
-def _counted(found: _Sums) -> Iterator[Metric]:
-    for name, metric in METRICS.items():
-        series = found.get(name, {})
-        match metric.kind:
-            case "histogram":
-                histogram = HistogramMetricFamily(name, metric.text, labels=metric.labels)
-                for labels, numbers in series.items():
-                    histogram.add_metric(labels, _buckets(numbers), numbers[WIDTH - 1])
-                yield histogram
-            case "gauge":
-                gauge = GaugeMetricFamily(name, metric.text, labels=metric.labels)
-                for labels, numbers in series.items():
-                    gauge.add_metric(labels, numbers[0])
-                yield gauge
-            case _:
-                counter = CounterMetricFamily(name, metric.text, labels=metric.labels)
-                for labels, numbers in series.items():
-                    counter.add_metric(labels, numbers[0])
-                yield counter
+def _family(name: str, about: About, series: Mapping[tuple[str, ...], Sequence[float]]) -> Metric:
+    if about.kind == "histogram":
+        histogram = HistogramMetricFamily(name, about.text, labels=about.labels)
+        for labels, numbers in series.items():
+            histogram.add_metric(labels, _buckets(numbers), numbers[WIDTH - 1])
+        return histogram
+    kind = GaugeMetricFamily if about.kind == "gauge" else CounterMetricFamily
+    family = kind(name, about.text, labels=about.labels)
+    for labels, numbers in series.items():
+        family.add_metric(labels, numbers[0])
+    return family
 
 
-def _buckets(numbers: list[float]) -> list[tuple[str, float]]:
+def _buckets(numbers: Sequence[float]) -> list[tuple[str, float]]:
     """Return the buckets as Prometheus counts: each with all that are smaller."""
     found, total = [], 0.0
     for bound, number in zip([*map(str, BOUNDS), "+Inf"], numbers, strict=False):
@@ -113,19 +89,23 @@ def _buckets(numbers: list[float]) -> list[tuple[str, float]]:
     return found
 
 
-def _healthy(gateway: Gateway) -> Metric:
-    family = GaugeMetricFamily(
-        "roundhouse_backend_healthy",
-        "Whether a backend gets requests.",
-        labels=("model", "engine", "backend"),
-    )
-    for route, backends in gateway.fleet.all():
-        for backend in backends:
-            family.add_metric((route.model, route.owned_by, backend.name), float(not backend.ejected))
-    return family
-
-
-def _map_info(gateway: Gateway) -> Metric:
-    family = GaugeMetricFamily("roundhouse_map_info", "The live map.", labels=("revision",))
-    family.add_metric((gateway.fleet.table.revision,), 1)
-    return family
+def _state(gateway: Gateway) -> Sums:
+    """Return what is known without counting."""
+    maps, keys = gateway.map_loads, gateway.keys_loads
+    return {
+        "roundhouse_backend_healthy": {
+            (route.model, route.owned_by, backend.name): [float(not backend.ejected)]
+            for route, backends in gateway.fleet.all()
+            for backend in backends
+        },
+        "roundhouse_map_info": {(gateway.fleet.table.revision,): [1.0]},
+        "roundhouse_map_loaded_timestamp_seconds": {(): [maps.at.timestamp()]},
+        "roundhouse_map_last_load_successful": {(): [float(maps.last_error is None)]},
+        "roundhouse_map_reloads": {(): [float(maps.reloads)]},
+        "roundhouse_map_refusals": {(): [float(maps.refusals)]},
+        "roundhouse_keys_last_load_successful": {(): [float(keys.last_error is None)]},
+        "roundhouse_keys_reloads": {(): [float(keys.reloads)]},
+        "roundhouse_keys_refusals": {(): [float(keys.refusals)]},
+        "roundhouse_build_info": {(__version__, platform.python_version()): [1.0]},
+        "roundhouse_workers": {(): [float(len(gateway.counters.slabs))]},
+    }

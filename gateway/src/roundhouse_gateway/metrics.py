@@ -55,6 +55,22 @@ METRICS: dict[str, Metric] = {
     ),
 }
 
+#: What is known when somebody asks, and needs no counting. Every worker loads the same files, so what is told of those
+#: is that of the worker which was asked.
+STATE: dict[str, Metric] = {
+    "roundhouse_backend_healthy": Metric("gauge", _BACKEND, "Whether a backend gets requests."),
+    "roundhouse_map_info": Metric("gauge", ("revision",), "The live routing map."),
+    "roundhouse_map_loaded_timestamp_seconds": Metric("gauge", (), "When the live map was loaded."),
+    "roundhouse_map_last_load_successful": Metric("gauge", (), "Whether the map's file is the live map."),
+    "roundhouse_map_reloads": Metric("counter", (), "Times that a new map was taken."),
+    "roundhouse_map_refusals": Metric("counter", (), "Times that a new map was bad, and refused."),
+    "roundhouse_keys_last_load_successful": Metric("gauge", (), "Whether the keys' file is what counts."),
+    "roundhouse_keys_reloads": Metric("counter", (), "Times that new keys were taken."),
+    "roundhouse_keys_refusals": Metric("counter", (), "Times that new keys were bad, and refused."),
+    "roundhouse_build_info": Metric("gauge", ("version", "python"), "What runs here."),
+    "roundhouse_workers": Metric("gauge", (), "Processes that serve."),
+}
+
 #: Upper bounds of the histograms, in seconds: from a token to a long answer.
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 #: Cells of a histogram: how many were in each bucket, how many above all, and their sum.
