@@ -13,22 +13,33 @@ from ansible_collections.roundhouse.llm.plugins.module_utils.job import JobError
 #: What the client says when it takes an old folder for a download that it could not make.
 _GAVE_UP = "Returning existing local_dir"
 
+#: The client's last word when it may not download what it was asked about: it guesses at the network, whatever it was.
+_SUMMARY = "DryRunError"
+
 #: Duplicates of the weights in formats that none of the engines loads.
 EXCLUDED = ("original/*", "onnx/*", "*.onnx", "*.pth", "*.h5", "*.msgpack", "*.gguf")
 
 
 def fetch(
-    hub: Path, repository: str, revision: str, file: str | None, target: Path, token: str, progress: Progress
+    hub: Path,
+    repository: str,
+    revision: str,
+    file: str | None,
+    target: Path,
+    token: str,
+    progress: Progress,
+    *,
+    only_ask: bool = False,
 ) -> None:
     """Download a repository, or one file of it, into the folder `target`. Raises JobError.
 
     What an interrupted run left in `target` is used. The token goes by the environment: it is in no command line
-    and in no file.
+    and in no file. With `only_ask` nothing is downloaded: it is tried whether that is allowed.
     """
     command = [str(hub), "download", repository, *([file] if file else []), "--revision", revision]
     for pattern in () if file else EXCLUDED:
         command += ["--exclude", pattern]
-    command += ["--local-dir", str(target), "--quiet"]
+    command += ["--local-dir", str(target), "--quiet", *(["--dry-run"] if only_ask else [])]
     # The hub's client keeps a token and a cache below its home: ours must neither find nor leave any.
     environment = {**os.environ, "HF_HOME": str(target / ".cache" / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
     for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
@@ -38,9 +49,11 @@ def fetch(
     target.mkdir(parents=True, exist_ok=True)
 
     def watch(_: list[str]) -> None:
-        progress.say(f"downloading {repository} ({child.megabytes(child.folder_size(target))} so far)")
+        size = child.megabytes(child.folder_size(target))
+        progress.say(f"asking for {repository}" if only_ask else f"downloading {repository} ({size} so far)")
 
     status, lines = child.run(command, environment, watch)
+    lines = [line for line in lines if _SUMMARY not in line]
     # A folder that exists is as good as a download to the client if the hub refuses or is away: it warns and
     # exits with 0. What is in the folder may be half of an interrupted run, so to us that is a failure.
     if status or any(_GAVE_UP in line for line in lines):

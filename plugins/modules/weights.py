@@ -31,6 +31,10 @@ options:
     description: Token for the hub; empty if there is none.
     type: str
     default: ''
+  only_ask:
+    description: Fetch nothing, but ask the hub whether that would be allowed. Fails with the reason if it is not.
+    type: bool
+    default: false
   job:
     description: Set by the action plugin.
     type: path
@@ -63,6 +67,7 @@ path:
   returned: always
 """
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +95,7 @@ def main() -> None:
             "python": {"type": "path"},
             "hub": {"type": "path"},
             "token": {"type": "str", "default": "", "no_log": True},
+            "only_ask": {"type": "bool", "default": False},
             "job": {"type": "path"},
         },
         supports_check_mode=True,
@@ -115,6 +121,11 @@ def main() -> None:
         mark = path.with_name(f"{path.name}.whole") if source["source"] == "hf" else path
         if path.exists() and mark.exists():
             return {"changed": False, "path": str(path)}
+        if given["only_ask"]:
+            if source["source"] == "hf":
+                with tempfile.TemporaryDirectory() as folder:
+                    fetch(Path(folder) / str(source.get("file") or "all"), progress)
+            return {"changed": False, "path": str(path)}
         if not module.check_mode:
             path.parent.mkdir(parents=True, exist_ok=True)
             with locks.locked(path, progress):
@@ -130,9 +141,16 @@ def main() -> None:
         file = source.get("file")
         folder = path if not file else path.parents[len(Path(file).parts) - 1]
         hub.fetch(
-            Path(given["hub"]), source["hf"], source["revision"], file, folder, given["token"], progress
+            Path(given["hub"]),
+            source["hf"],
+            source["revision"],
+            file,
+            folder,
+            given["token"],
+            progress,
+            only_ask=given["only_ask"],
         )
-        if source.get("sha256"):
+        if source.get("sha256") and not given["only_ask"]:
             try:
                 checksums.verify(path.name, source["sha256"], checksums.sha256(path), source["hf"])
             except job.JobError:

@@ -29,9 +29,15 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def fetch(
-    repository: str, target: Path, *, file: str | None = None, revision: str = "main", token: str = ""
+    repository: str,
+    target: Path,
+    *,
+    file: str | None = None,
+    revision: str = "main",
+    token: str = "",
+    only_ask: bool = False,
 ) -> None:
-    hub.fetch(CLIENT, repository, revision, file, target, token, job.Progress())
+    hub.fetch(CLIENT, repository, revision, file, target, token, job.Progress(), only_ask=only_ask)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -58,6 +64,7 @@ def test_a_token_opens_a_gated_repository_and_is_left_nowhere(tmp_path: Path) ->
     assert not any(TOKEN.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
+@pytest.mark.parametrize("only_ask", [False, True])
 @pytest.mark.parametrize(
     ("repository", "file", "revision", "token", "sentence"),
     [
@@ -69,11 +76,24 @@ def test_a_token_opens_a_gated_repository_and_is_left_nowhere(tmp_path: Path) ->
     ],
 )
 def test_refusals_are_sentences(
-    repository: str, file: str | None, revision: str, token: str, sentence: str, tmp_path: Path
+    repository: str,
+    file: str | None,
+    revision: str,
+    token: str,
+    sentence: str,
+    tmp_path: Path,
+    *,
+    only_ask: bool,
 ) -> None:
     with pytest.raises(job.JobError) as caught:
-        fetch(repository, tmp_path, file=file, revision=revision, token=token)
+        fetch(repository, tmp_path, file=file, revision=revision, token=token, only_ask=only_ask)
     assert str(caught.value).startswith(sentence)
+
+
+def test_to_ask_downloads_nothing(tmp_path: Path) -> None:
+    fetch("org/open", tmp_path, only_ask=True)
+    fetch("org/gated", tmp_path, token=TOKEN, only_ask=True)
+    assert contents(tmp_path) == {}
 
 
 def test_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
