@@ -132,7 +132,8 @@ NODE: Remedies = (
         ),
         (
             "hostPath|is not a directory",
-            "Make that folder on the node (k3d: folders are mounted into the node when the cluster is made).",
+            "Make that folder on the node (k3d: the node sees folders of the host as of its start, so after one was deleted "
+            "on the host: make stop, make start).",
         ),
         ("not found", "Create what is missing, or correct its name in the deployment's volumes."),
     ],
