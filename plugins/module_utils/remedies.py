@@ -132,7 +132,7 @@ NODE: Remedies = (
         ),
         (
             "hostPath|is not a directory",
-            "Make that folder on the node (k3d: the node sees folders of the host as of its start, so after one was deleted "
+            "Make that folder on the node (k3d: the node sees the host's folders as of its start, so if one was deleted "
             "on the host: make stop, make start).",
         ),
         ("not found", "Create what is missing, or correct its name in the deployment's volumes."),
