@@ -132,8 +132,8 @@ NODE: Remedies = (
         ),
         (
             "hostPath|is not a directory",
-            "Make that folder on the node (k3d: the node sees the host's folders as of its start, so if one was deleted "
-            "on the host: make stop, make start).",
+            "Make that folder on the node (k3d: the node sees folders of the host as of its start; if one was deleted "
+            "there: make stop, make start).",
         ),
         ("not found", "Create what is missing, or correct its name in the deployment's volumes."),
     ],
