@@ -15,7 +15,7 @@ ONLY_ARGS = $(if $(ONLY),-e roundhouse_only=$(ONLY))
 TEST_REQUIREMENTS := requirements.txt gateway/requirements.txt requirements-test.txt \
     roles/engines/files/hub/requirements.txt roles/cluster/files/requirements.txt
 
-.PHONY: help controller test-tools multi-models multi-engines serve status start stop restart remove logs
+.PHONY: help controller test-tools multi-models multi-engines serve status start stop restart remove logs keys
 .PHONY: test lint unit soak bench package molecule test-k3d test-gpu
 
 help: ## Show this
@@ -50,6 +50,9 @@ restart: controller ## Stop and start it
 
 logs: controller ## Show its last log lines, and where the logs are
 	@$(PLAYBOOK) playbooks/logs.yml $(ONLY_ARGS) $(ARGS)
+
+keys: controller ## List the gateway's keys; ARGS="-e keys_create=NAME" makes one, keys_revoke=NAME revokes it
+	@$(PLAYBOOK) playbooks/keys.yml $(ARGS)
 
 remove: controller ## Remove it; with ARGS="-e roundhouse_purge=true" the downloads, too
 	@$(PLAYBOOK) playbooks/remove.yml $(ARGS)

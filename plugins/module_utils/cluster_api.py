@@ -104,6 +104,7 @@ class Cluster:
         self._groups = {"apps": self._apps, "core": self._core} | others
         self._version = kubernetes.VersionApi(client)
         self._access = access
+        self._client = client
         self.address: str = client.configuration.host
 
     def version(self) -> str:
@@ -192,6 +193,21 @@ class Cluster:
         patch = {"metadata": {"annotations": annotations}}
         self._ask(f"annotate {name}", self._core.patch_namespaced_pod, name=name, body=patch, absent=(404,))
 
+    def secret(self, name: str) -> Thing | None:
+        """A Secret; None if there is none of that name."""
+        call = self._core.read_namespaced_secret
+        text = self._ask(f"read the Secret {name}", call, name=name, absent=(404,))
+        return None if text is None else json.loads(text)
+
+    def create_secret(self, secret: Thing) -> None:
+        """Make a Secret that is not there yet."""
+        call = self._core.create_namespaced_secret
+        self._ask(f"make the Secret {secret['metadata']['name']}", call, body=secret)
+
+    def patch_secret(self, name: str, patch: Thing) -> None:
+        """Change a Secret. With a `resourceVersion` it is refused if somebody else changed it meanwhile."""
+        self._ask(f"change the Secret {name}", self._core.patch_namespaced_secret, name=name, body=patch)
+
     def delete(self, kind: str, name: str) -> None:
         """Delete an object of a kind (of KINDS) and what belongs to it, or the namespace; none is fine, too."""
         if kind == "Namespace":
@@ -201,10 +217,20 @@ class Cluster:
             call = getattr(self._groups[group], f"delete_namespaced_{word}")
         self._ask(f"delete {kind} {name}", call, name=name, propagation_policy="Foreground", absent=(404,))
 
-    def get_from_pod(self, name: str, port: int, path: str) -> bytes:
-        """What a pod answers to a GET of `path` (without the first slash), by way of the API."""
+    def get_from_pod(self, name: str, port: int, path: str, key: str | None = None) -> bytes:
+        """What a pod answers to a GET of `path` (without the first slash), by way of the API.
+
+        `key` is one of the gateway's. The header Authorization is for the API itself, so it goes in another.
+        """
         call = self._core.connect_get_namespaced_pod_proxy_with_path
-        return self._ask(f"ask pod {name} for /{path}", call, name=f"http:{name}:{port}", path=path) or b""
+        if key:
+            self._client.set_default_header("x-api-key", key)
+        try:
+            return (
+                self._ask(f"ask pod {name} for /{path}", call, name=f"http:{name}:{port}", path=path) or b""
+            )
+        finally:
+            self._client.default_headers.pop("x-api-key", None)
 
     def tunnel(self, pod: str, port: int, timeout: float) -> http.client.HTTPConnection:
         """A connection to a port of a pod, by way of the API; `timeout` is how many seconds it may be silent."""

@@ -19,6 +19,7 @@ OURS = "app.kubernetes.io/part-of=roundhouse,app.kubernetes.io/managed-by=roundh
 
 REPLICAS = "roundhouse.llm/replicas"
 REVISION = "roundhouse.llm/revision"
+ACCESS = "roundhouse.llm/access"
 _MODEL, _OWNED_BY, _ORDER = "roundhouse.llm/model", "roundhouse.llm/owned-by", "roundhouse.llm/order"
 
 #: Kubernetes' own: a change of it makes new pods.

@@ -8,9 +8,10 @@ import urllib.request
 from typing import Any
 
 
-def get(url: str, timeout: float) -> bytes:
-    """The body of a 2xx answer. Raises OSError with a short reason for anything else."""
+def get(url: str, timeout: float, key: str | None = None) -> bytes:
+    """The body of a 2xx answer; `key` is one of the gateway's. Raises OSError with a short reason for anything else."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    opener.addheaders += [("Authorization", f"Bearer {key}")] if key else []
     try:
         with opener.open(url, timeout=timeout) as answer:
             body: bytes = answer.read()
@@ -21,10 +22,10 @@ def get(url: str, timeout: float) -> bytes:
         raise OSError(f"does not answer ({getattr(error, 'reason', error)})") from error
 
 
-def get_json(url: str, timeout: float) -> dict[str, Any]:
+def get_json(url: str, timeout: float, key: str | None = None) -> dict[str, Any]:
     """The JSON object that a 2xx answer carries. Raises OSError for anything else."""
     try:
-        found = json.loads(get(url, timeout))
+        found = json.loads(get(url, timeout, key))
     except ValueError as error:
         raise OSError("answers no JSON") from error
     if not isinstance(found, dict):

@@ -47,12 +47,19 @@ def direct(url: str, timeout: float) -> http.client.HTTPConnection:
     return http.client.HTTPConnection(parts.hostname or "127.0.0.1", parts.port, timeout=timeout)
 
 
-def ask(connection: http.client.HTTPConnection, question: Mapping[str, Any], *, stream: bool) -> Answer:
+def ask(
+    connection: http.client.HTTPConnection,
+    question: Mapping[str, Any],
+    *,
+    stream: bool,
+    key: str | None = None,
+) -> Answer:
     """Ask once, and close the connection. Raises OSError or http.client.HTTPException if there is no answer."""
     path, body = request(question, stream=stream)
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     begun = time.monotonic()
     try:
-        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        connection.request("POST", path, json.dumps(body), headers)
         answer = connection.getresponse()
         backend = answer.headers.get("X-Roundhouse-Backend", "")
         if stream and answer.status == 200:

@@ -61,6 +61,7 @@ from ansible_collections.roundhouse.llm.plugins.module_utils import (
     cluster_api,
     cluster_programs,
     job,
+    keys_store,
     rollouts,
 )
 
@@ -80,7 +81,9 @@ def look(cluster: cluster_api.Cluster) -> dict[str, Any]:
 def note(cluster: cluster_api.Cluster, gateway: dict[str, Any]) -> str:
     """Of the gateway: the revision of the map that its first pod serves."""
     try:
-        routes = json.loads(cluster.get_from_pod(gateway["serving"][0], gateway["labels"]["port"], "routes"))
+        key = keys_store.operator_of_cluster(cluster)
+        pod, port = gateway["serving"][0], gateway["labels"]["port"]
+        routes = json.loads(cluster.get_from_pod(pod, port, "routes", key))
     except (cluster_api.UnavailableError, job.JobError, ValueError) as error:
         return str(error)
     return f"revision {routes.get('revision')}"

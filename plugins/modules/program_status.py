@@ -43,7 +43,14 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.roundhouse.llm.plugins.module_utils import job, local_http, processes, supervisor
+from ansible_collections.roundhouse.llm.plugins.module_utils import (
+    access_keys,
+    job,
+    keys_store,
+    local_http,
+    processes,
+    supervisor,
+)
 
 
 def look(home: supervisor.Home) -> dict[str, Any]:
@@ -65,18 +72,20 @@ def look(home: supervisor.Home) -> dict[str, Any]:
                 "uptime": info["now"] - info["start"] if running else None,
                 "memory": processes.group_memory(info["pid"]) if running else None,
                 "log": str(home.log(name)),
-                "note": note(spec) if running else None,
+                "note": note(home, spec) if running else None,
             }
         )
     return {"changed": False, "up": up, "programs": programs}
 
 
-def note(spec: supervisor.Program) -> str | None:
+def note(home: supervisor.Home, spec: supervisor.Program) -> str | None:
     """Of the gateway: the revision of the map that it serves."""
     if spec.labels.get("kind") != "gateway":
         return None
+    key = keys_store.operator_of(home.config.parent / access_keys.KEYS_FILE)
+    url = f"http://{spec.labels['host']}:{spec.labels['port']}/routes"
     try:
-        routes = local_http.get_json(f"http://{spec.labels['host']}:{spec.labels['port']}/routes", timeout=5)
+        routes = local_http.get_json(url, timeout=5, key=key)
     except OSError as error:
         return str(error)
     return f"revision {routes.get('revision')}"

@@ -1,16 +1,16 @@
 #!/usr/bin/python
-"""Module routes_served: every pod of the gateway serves the wanted routing map."""
+"""Module routes_served: every pod of the gateway serves the wanted routing map, and goes by the wanted keys."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: routes_served
-short_description: Wait until every pod of the gateway serves a revision of the routing map
+short_description: Wait until every pod of the gateway serves a revision of the routing map, or goes by the new keys
 version_added: 0.1.0
 author: Roundhouse maintainers (@roundhouse)
 description:
-  - A changed ConfigMap reaches the files of a pod within a minute or so, and the gateway then reloads. A note on the
-    pod lets its node look at once.
+  - A changed ConfigMap or Secret reaches the files of a pod within a minute or so, and the gateway then reloads. A note
+    on the pod lets its node look at once.
 requirements:
   - kubernetes (Python package) on the host
 options:
@@ -29,7 +29,9 @@ options:
   revision:
     description: The revision.
     type: str
-    required: true
+  access:
+    description: What C(/readyz) says when it goes by the keys, as the module M(roundhouse.llm.access_keys) returns it.
+    type: str
   timeout:
     description: Seconds it may take.
     type: float
@@ -62,6 +64,7 @@ pods:
 
 import json
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -76,45 +79,55 @@ _GATEWAY = f"{cluster_programs.OURS},app.kubernetes.io/component=gateway"
 _PAUSE = 0.5
 
 
-def behind(cluster: cluster_api.Cluster, revision: str) -> tuple[list[str], dict[str, str]]:
-    """The gateway's pods, and those of them that do not serve the revision, with what they say."""
+#: What each value of /readyz is, and the note on the pod.
+_WORDS = {"revision": "revision {} of the routing map", "access": "the keys {}"}
+_NOTES = {"revision": cluster_programs.REVISION, "access": cluster_programs.ACCESS}
+
+
+def words(values: Mapping[str, Any]) -> str:
+    """What a pod serves, or is to serve."""
+    return " and ".join(_WORDS[name].format(value) for name, value in values.items())
+
+
+def behind(cluster: cluster_api.Cluster, wanted: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    """The gateway's pods, and those of them that do not serve what is wanted, with what they say."""
     pods = [pod for pod in cluster.pods(_GATEWAY) if not (rollouts.is_ending(pod) or rollouts.is_over(pod))]
     late = {}
     for pod in pods:
         port = pod["spec"]["containers"][0]["ports"][0]["containerPort"]
         try:
-            routes = json.loads(cluster.get_from_pod(pod["metadata"]["name"], port, "routes"))
+            ready = json.loads(cluster.get_from_pod(pod["metadata"]["name"], port, "readyz"))
         except (cluster_api.UnavailableError, ValueError) as error:
             late[pod["metadata"]["name"]] = f"does not answer ({error})"
             continue
-        if routes.get("revision") != revision:
-            said = f"; it says: {routes['last_error']}" if routes.get("last_error") else ""
-            late[pod["metadata"]["name"]] = f"serves revision {routes.get('revision')}{said}"
+        others = {name: ready.get(name) for name, value in wanted.items() if ready.get(name) != value}
+        if others:
+            late[pod["metadata"]["name"]] = f"serves {words(others)}"
     return [pod["metadata"]["name"] for pod in pods], late
 
 
 def wait(
-    cluster: cluster_api.Cluster, revision: str, timeout: float, progress: job.Progress
+    cluster: cluster_api.Cluster, wanted: Mapping[str, str], timeout: float, progress: job.Progress
 ) -> dict[str, Any]:
     """Wait until none is behind. Raises JobError."""
     begun = time.monotonic()
     told: set[str] = set()
     while True:
         try:
-            pods, late = behind(cluster, revision)
+            pods, late = behind(cluster, wanted)
         except cluster_api.UnavailableError as error:
             pods, late = [], {"the cluster": f"does not answer ({error})"}
         if pods and not late:
             return {"changed": False, "pods": pods}
-        words = "; ".join(f"{pod} {what}" for pod, what in late.items()) or "the gateway has no pods"
+        said = "; ".join(f"{pod} {what}" for pod, what in late.items()) or "the gateway has no pods"
         if time.monotonic() - begun > timeout:
             raise job.JobError(
-                f"After {timeout:.0f} s not every pod of the gateway serves revision {revision} of the routing map: "
-                f"{words}. Its log says why: make logs ONLY=gateway."
+                f"After {timeout:.0f} s not every pod of the gateway serves {words(wanted)}: {said}. "
+                "Its log says why: make logs ONLY=gateway."
             )
-        progress.say(f"waiting for the new map: {words}")
+        progress.say(f"waiting for {words(wanted)}: {said}")
         for pod in (late.keys() & set(pods)) - told:
-            cluster.annotate_pod(pod, {cluster_programs.REVISION: revision})
+            cluster.annotate_pod(pod, {_NOTES[name]: value for name, value in wanted.items()})
             told.add(pod)
         time.sleep(_PAUSE)
 
@@ -124,20 +137,23 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             **cluster_api.ARGUMENTS,
-            "revision": {"type": "str", "required": True},
+            "revision": {"type": "str"},
+            "access": {"type": "str"},
             "timeout": {"type": "float", "default": 180},
             "job": {"type": "path"},
         },
+        required_one_of=[("revision", "access")],
         supports_check_mode=True,
     )
     given = module.params
     if module.check_mode:
         module.exit_json(changed=False, pods=[])
     access = cluster_api.access(given)
+    wanted = {name: given[name] for name in _WORDS if given[name]}
 
     def work(progress: job.Progress) -> dict[str, Any]:
         with cluster_api.connected(access, given["job"]) as cluster:
-            return wait(cluster, given["revision"], given["timeout"], progress)
+            return wait(cluster, wanted, given["timeout"], progress)
 
     module.exit_json(**job.run(work, given["job"]))
 

@@ -28,6 +28,13 @@ options:
     description: Name of the gateway's Deployment, if it is to be reached through its cluster's API and not by its url.
     type: str
     default: ''
+  key_file:
+    description: A file on the host with a key of the gateway's, if it asks for keys. None is fine, too.
+    type: path
+  key_secret:
+    description: Name of the Secret in O(namespace) that has such a key, if it is in a cluster. None is fine, too.
+    type: str
+    default: ''
   kubeconfig:
     description: The cluster's kubeconfig.
     type: path
@@ -60,6 +67,10 @@ rows:
   type: list
   elements: dict
   returned: always
+with_key:
+  description: Whether it asked with a key.
+  type: bool
+  returned: always
 problems:
   description: What was wrong, one sentence each.
   type: list
@@ -70,12 +81,29 @@ problems:
 import http.client
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.roundhouse.llm.plugins.module_utils import cluster_api, job, questions, rollouts
+from ansible_collections.roundhouse.llm.plugins.module_utils import (
+    cluster_api,
+    job,
+    keys_store,
+    questions,
+    rollouts,
+)
 
 Connect = Callable[[], http.client.HTTPConnection]
+
+
+def operators_key(given: dict[str, Any]) -> str | None:
+    """The key to ask with; None if the gateway asks for none."""
+    if given["key_file"]:
+        return keys_store.key_of(Path(given["key_file"]))
+    if not given["key_secret"]:
+        return None
+    with cluster_api.connected(cluster_api.access(given)) as cluster:
+        return keys_store.operator_in(cluster.secret(given["key_secret"]))
 
 
 @contextmanager
@@ -99,7 +127,7 @@ def way(given: dict[str, Any]) -> Iterator[Connect]:
 
 
 def examined(
-    question: dict[str, Any], connect: Connect, progress: job.Progress
+    question: dict[str, Any], connect: Connect, key: str | None, progress: job.Progress
 ) -> tuple[dict[str, Any], list[str]]:
     """One line of the table, and what was wrong."""
     row, problems = {"model": question["model"], "engine": question["owned_by"]}, []
@@ -108,7 +136,7 @@ def examined(
         progress.say(f"asking {question['model']} on {question['owned_by']}, {how}")
         wrong: str | None
         try:
-            answer = questions.ask(connect(), question, stream=stream)
+            answer = questions.ask(connect(), question, stream=stream, key=key)
         except (OSError, http.client.HTTPException, ValueError) as error:
             wrong = f"did not come: {error}"
         else:
@@ -127,6 +155,8 @@ def main() -> None:
             "questions": {"type": "list", "elements": "dict", "required": True},
             "timeout": {"type": "float", "default": 300},
             "pod_of": {"type": "str", "default": ""},
+            "key_file": {"type": "path", "no_log": False},
+            "key_secret": {"type": "str", "default": "", "no_log": False},
             "kubeconfig": {"type": "path"},
             "context": {"type": "str"},
             "namespace": {"type": "str"},
@@ -137,13 +167,14 @@ def main() -> None:
     given = module.params
 
     def work(progress: job.Progress) -> dict[str, Any]:
+        key = operators_key(given)
         with way(given) as connect:
             rows, problems = [], []
             for question in given["questions"]:
-                row, wrong = examined(question, connect, progress)
+                row, wrong = examined(question, connect, key, progress)
                 rows.append(row)
                 problems += wrong
-        return {"changed": False, "rows": rows, "problems": problems}
+        return {"changed": False, "rows": rows, "problems": problems, "with_key": key is not None}
 
     module.exit_json(**job.run(work, given["job"]))
 

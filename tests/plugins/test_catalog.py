@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import pytest
+import yaml
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.deployments import fill
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.resolve import resolve
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.routes import (
@@ -15,6 +16,8 @@ from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.routes impo
 )
 from hypothesis import given
 from hypothesis import strategies as st
+
+from roundhouse_gateway import routing
 
 SHA = "a" * 64
 
@@ -46,7 +49,7 @@ WRONG_ENTRIES = {
     "far from any key": (
         small(zzz=1),
         "stack s, deployment 1 (smol): unknown key 'zzz'; known are: aliases, args, context_length, default, "
-        "engine, env, gpu, gpu_memory, gpus, model, name, replicas, resources, startup_timeout, task, weights.",
+        "engine, env, gpu, gpu_memory, gpus, limits, model, name, replicas, resources, startup_timeout, task, weights.",
     ),
     "no model": (
         small(model=None),
@@ -163,6 +166,85 @@ def test_several_engines_need_one_default(engines: Any) -> None:
         "model org/Llama has 2 defaults (a, b): leave default: true on one engine only."
     ]
     assert problems(both({"default": True}, {}), engines, "k3d") == []
+
+
+def test_limits_are_of_the_model(engines: Any) -> None:
+    entries = both({"default": True, "limits": {"max_in_flight": 4}}, {})
+    models = resolve({"s": entries}, "s", "k3d", engines)["models"]
+    assert models[0]["limits"] == {"max_in_flight": 4}
+    assert (
+        problems(both({"default": True, "limits": {"max_in_flight": 4}}, {"limits": {}}), engines, "k3d")
+        == []
+    )
+    assert problems(
+        both({"default": True, "limits": {"max_in_flight": 4}}, {"limits": {"max_in_flight": 5}}),
+        engines,
+        "k3d",
+    ) == [
+        "model org/Llama has different limits (a, b), and they are of the model, whichever engine serves it: write "
+        "them once, or the same."
+    ]
+    assert problems([small(limits={"request_per_minute": 1, "max_in_flight": 0})], engines) == [
+        "stack s, deployment 1 (smol), limits: unknown key 'request_per_minute'; did you mean 'requests_per_minute'?",
+        "stack s, deployment 1 (smol), limits: 'max_in_flight' must be a whole number from 1, not 0.",
+    ]
+
+
+class TestEnginesKeys:
+    KEY = "sk-0123456789abcdef"
+
+    def resolve(self, entries: Any, engines: Any, keys: Any, platform: str = "local") -> dict[str, Any]:
+        found: dict[str, Any] = resolve({"s": entries}, "s", platform, engines, None, keys)
+        assert self.KEY not in str(found)
+        return found
+
+    def test_there_are_only_marks_of_it(self, engines: Any) -> None:
+        [deployment] = self.resolve([small()], engines, {"smol": self.KEY})["deployments"]
+        assert deployment["key_env"] == "LLAMA_API_KEY"
+        assert len(deployment["key_mark"]) == 8
+        [other] = self.resolve([small()], engines, {"smol": f"{self.KEY}x"})["deployments"]
+        assert other["key_mark"] != deployment["key_mark"]
+        [none] = self.resolve([small()], engines, {})["deployments"]
+        assert (none["key_env"], none["key_mark"]) == (None, None)
+
+    def test_an_engine_that_takes_none(self, engines: Any) -> None:
+        found = self.resolve(both({"default": True}, {}), engines, {"b": self.KEY}, "k3d")
+        assert found["problems"] == [
+            "stack s, deployment 2 (b): engines_api_keys has a key for it, and sglang takes none from its environment "
+            "('key_env'); on a command line everyone would see it. Take the key out."
+        ]
+
+    def test_one_route_has_one_key(self, engines: Any) -> None:
+        twins = [small(), small(name="b")]
+        for keys in ({"smol": self.KEY}, {"smol": self.KEY, "b": f"{self.KEY}x"}):
+            assert self.resolve(twins, engines, keys)["problems"] == [
+                "engines_api_keys: smol and b are behind one route (org/Smol on llamacpp), which has one key: give "
+                "all of them the same."
+            ]
+        assert self.resolve(twins, engines, dict.fromkeys(("smol", "b"), self.KEY))["problems"] == []
+
+    @pytest.mark.parametrize(
+        ("keys", "sentence"),
+        [
+            (KEY, "must be a mapping of deployments to their keys."),
+            ({"smoll": KEY}, "there is no deployment 'smoll' in any stack; did you mean 'smol'?"),
+            ({"smol": "short"}, "the key of 'smol' must be text of 16 or more printable ASCII characters"),
+            ({"smol": 1234567890123456}, "the key of 'smol' must be text"),
+            ({"smol": f"{KEY} x"}, "without blanks."),
+        ],
+    )
+    def test_what_is_no_key(self, keys: Any, sentence: str, engines: Any) -> None:
+        [problem] = self.resolve([small()], engines, keys)["problems"]
+        assert sentence in problem
+
+    def test_keys_may_be_of_another_stack(self, engines: Any) -> None:
+        stacks = {"s": [small()], "t": [small(name="other")]}
+        assert resolve(stacks, "s", "local", engines, None, {"other": self.KEY})["problems"] == []
+
+    @given(keys=st.recursive(st.none() | st.integers() | st.text(), lambda i: st.dictionaries(st.text(), i)))
+    def test_anything_at_all_gives_sentences(self, engines: Any, keys: Any) -> None:
+        found = resolve({"s": [small()]}, "s", "local", engines, None, keys)
+        assert found["problems"] or found["deployments"]
 
 
 def test_all_problems_at_once(engines: Any) -> None:
@@ -326,6 +408,25 @@ class TestRoutes:
         assert revision(1) == revision(1)
         assert revision(1) != revision(4)
         assert len(revision(1)) == 8
+
+    def test_keys_and_limits_are_in_the_map(self, engines: Any) -> None:
+        key = "sk-0123456789abcdef"
+
+        def routes(**keys: str) -> dict[str, Any]:
+            entries = [small(limits={"tokens_per_minute": 9})]
+            catalog = resolve({"s": entries}, "s", "local", engines, None, keys)
+            addresses = local_addresses(catalog["deployments"], {"smol": 1})
+            return routing_map(catalog["models"], addresses, "/etc/engine-keys")
+
+        with_key = routes(smol=key)
+        assert with_key["models"][0]["limits"] == {"tokens_per_minute": 9}
+        assert with_key["models"][0]["engines"][0]["key_file"] == "/etc/engine-keys/smol"
+        assert key not in str(with_key)
+        assert "key_file" not in routes()["models"][0]["engines"][0]
+        # The gateway reads the key with the map, so a change of the key is one of the map.
+        assert len({routes(**keys)["revision"] for keys in ({"smol": key}, {"smol": f"{key}x"}, {})}) == 3
+        [route] = routing.load(yaml.safe_dump(with_key).encode()).routes
+        assert route.key_file == "/etc/engine-keys/smol"
 
     def test_every_pair_is_asked(self, found: dict[str, Any]) -> None:
         addresses = local_addresses(found["deployments"], {"smol-0": 1, "smol-1": 2, "b": 3})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from ansible_collections.roundhouse.llm.plugins.module_utils import images
+from ansible_collections.roundhouse.llm.plugins.module_utils import access_keys, images
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.gpu import misfits
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.resolve import resolve
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.routes import routing_map
@@ -52,6 +53,7 @@ def settings(**changes: Any) -> dict[str, Any]:
         "storage_class": "",
         "token_secret": "",
         "token": "",
+        "api_keys": {},
         "gateway_image": "roundhouse-gateway:0",
         "pull_timeout": 3600,
         "image_pull_policy": "IfNotPresent",
@@ -83,6 +85,7 @@ def gateway_settings(**changes: Any) -> dict[str, Any]:
         "environment": {},
         "node_port": 0,
         "ingress": {},
+        "key_marks": [],
         "resources": {"requests": {"cpu": "100m"}},
         "image_pull_policy": "IfNotPresent",
     } | changes
@@ -116,6 +119,24 @@ def validate(found: Object) -> None:
         kubernetes_validate.validate(found, version, strict=True)
 
 
+API_KEY = "sk-0123456789abcdef"
+
+
+def keyed() -> list[Object]:
+    """A deployment that wants a key, with the Secret that it is in, and the map and the gateway that send it."""
+    resolved = resolve({"s": one()}, "s", "k3d", ENGINES, None, {"one": API_KEY})
+    marks = [deployment["key_mark"] for deployment in resolved["deployments"]]
+    fetched = [{"path": "/srv/cache/weights/x"}]
+    addresses = engine_objects.cluster_addresses(resolved["deployments"])
+    routes = routing_map(resolved["models"], addresses, gateway_objects.ENGINE_KEYS_FOLDER)
+    return [
+        *engine_objects.shared_objects(settings(api_keys={"one": API_KEY})),
+        *engine_objects.engine_objects(resolved["deployments"], fetched, settings())[0],
+        *gateway_objects.gateway_objects(gateway_settings(key_marks=marks)),
+        gateway_objects.routes_object(yaml.safe_dump(routes), settings()),
+    ]
+
+
 VARIANTS: Mapping[str, list[Object]] = {
     "k3d multi-models": [o for of in stack(K3D["multi-models"]) for o in of],
     "k3d multi-engines": [o for of in stack(K3D["multi-engines"]) for o in of],
@@ -144,6 +165,7 @@ VARIANTS: Mapping[str, list[Object]] = {
             node_selector={"a": "b"},
         )
     ),
+    "keys of engines": keyed(),
     "routes": [gateway_objects.routes_object("revision: '1'\n", settings())],
 }
 
@@ -268,10 +290,54 @@ def test_weights_that_no_pod_could_get(weights: Any, words: str) -> None:
 def test_the_token_is_in_a_secret_only() -> None:
     for name, found in VARIANTS.items():
         for thing in found:
-            assert ("hf_secret" in str(thing)) == (thing["kind"] == "Secret"), name
+            is_token = (thing["kind"], thing["metadata"]["name"]) == ("Secret", "hugging-face")
+            assert ("hf_secret" in str(thing)) == is_token, name
     first = stack(K3D["multi-engines"], "kubernetes", **ELSEWHERE)[0]
     token = next(entry for entry in container(first)["env"] if entry["name"] == "HF_TOKEN")
     assert token["valueFrom"] == {"secretKeyRef": {"name": "hugging-face", "key": "token", "optional": True}}
+
+
+def test_keys_of_engines_are_in_a_secret_only() -> None:
+    encoded = base64.b64encode(API_KEY.encode()).decode()
+    [secret] = [thing for thing in VARIANTS["keys of engines"] if thing["kind"] == "Secret"]
+    assert secret["data"] == {"one": encoded}
+    for found in VARIANTS.values():
+        for thing in found:
+            assert API_KEY not in str(thing)
+            assert (encoded in str(thing)) == (thing is secret)
+
+
+def test_engine_and_gateway_get_the_same_key() -> None:
+    engine, gateway = (thing for thing in VARIANTS["keys of engines"] if thing["kind"] == "Deployment")
+    variable = next(entry for entry in container([engine])["env"] if entry["name"] == "LLAMA_API_KEY")
+    assert variable["valueFrom"] == {"secretKeyRef": {"name": "engine-keys", "key": "one"}}
+    [routes] = [thing for thing in VARIANTS["keys of engines"] if thing["kind"] == "ConfigMap"]
+    [route] = routing.load(routes["data"]["routes.yml"].encode()).routes
+    mounts = {mount["name"]: mount["mountPath"] for mount in container([gateway])["volumeMounts"]}
+    assert route.key_file == f"{mounts['engine-keys']}/one"
+    # Another key, another pod.
+    marks = [
+        thing["spec"]["template"]["metadata"]["annotations"][objects.KEY_MARKS] for thing in (engine, gateway)
+    ]
+    assert marks[0] == marks[1]
+    assert "annotations" not in VARIANTS["gateway"][0]["spec"]["template"]["metadata"]
+
+
+def test_the_gateway_sees_its_keys_and_not_the_operators() -> None:
+    spec = VARIANTS["gateway"][0]["spec"]["template"]["spec"]
+    volume = next(volume["secret"] for volume in spec["volumes"] if volume["name"] == "keys")
+    assert volume == {
+        "secretName": access_keys.SECRET,
+        "items": [{"key": access_keys.KEYS_FILE, "path": access_keys.KEYS_FILE}],
+        "defaultMode": 0o440,
+    }
+    mount = next(mount for mount in spec["containers"][0]["volumeMounts"] if mount["name"] == "keys")
+    # A mount of one file (subPath) would never change.
+    assert mount == {"name": "keys", "mountPath": gateway_objects.KEYS_FOLDER, "readOnly": True}
+    assert {"name": "ROUNDHOUSE_KEYS", "value": f"{mount['mountPath']}/keys.yml"} in spec["containers"][0][
+        "env"
+    ]
+    assert spec["securityContext"]["fsGroup"] == objects.GATEWAY_USER
 
 
 def test_what_the_user_sets_for_pods() -> None:

@@ -47,10 +47,17 @@ DEPLOYMENT_KEYS: Mapping[str, Key] = {
     "gpu_memory": Key("a share of one GPU above 0, up to 1", shape.is_share),
     "context_length": Key("a number of tokens", shape.is_positive_count),
     "replicas": Key("a number from 1", shape.is_positive_count, default=1),
+    "limits": Key("a mapping of requests_per_minute, tokens_per_minute and max_in_flight", shape.is_mapping),
     "args": Key("a list of command line words", shape.is_words, default=[]),
     "env": Key("a mapping of environment variables", shape.is_scalars, default={}),
     "resources": Key("a mapping of Kubernetes requests and limits", shape.is_mapping, default={}),
     "startup_timeout": Key("a number of seconds", shape.is_seconds, default=1800),
+}
+
+#: What all keys together may use of the model.
+LIMIT_KEYS: Mapping[str, Key] = {
+    name: Key("a whole number from 1", shape.is_positive_count)
+    for name in ("requests_per_minute", "tokens_per_minute", "max_in_flight")
 }
 
 
@@ -62,6 +69,7 @@ def read_deployment(
     if entry is None or not all(entry[key] for key in ("name", "model", "engine")):
         return None
     entry["place"] = problems.place
+    entry["limits"] = _read_limits(entry["limits"], problems)
     weights = read_weights(entry["weights"], entry["model"], problems)
     engine = engines.get(entry["engine"])
     if engine is None:
@@ -86,6 +94,11 @@ def read_deployment(
     entry["env"] = {key: _word(value) for key, value in entry["env"].items()}
     entry["args"] = [_word(word) for word in entry["args"]]
     return entry
+
+
+def _read_limits(given: Any, problems: Problems) -> dict[str, int]:
+    limits = shape.read(given or {}, LIMIT_KEYS, problems.at(f"{problems.place}, limits")) or {}
+    return {name: value for name, value in limits.items() if value is not None}
 
 
 def _read_gpus(entry: dict[str, Any], engine: Mapping[str, Any], platform: str, problems: Problems) -> None:

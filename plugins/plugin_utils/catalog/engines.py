@@ -54,6 +54,7 @@ ENGINE_KEYS: Mapping[str, Key] = {
     "max_in_flight": Key("a number of requests", shape.is_positive_count, default=256),
     "phases": Key("a mapping of words in its log to what they mean", shape.is_scalars, default={}),
     "stop_timeout": Key("seconds between SIGTERM and SIGKILL", shape.is_seconds, default=30),
+    "key_env": Key("the environment variable that it takes its API key from", shape.is_text),
     "runs": Key("a mapping of process and container", shape.is_mapping, required=True),
 }
 HEALTH_KEYS: Mapping[str, Key] = {

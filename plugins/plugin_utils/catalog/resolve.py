@@ -13,6 +13,7 @@ from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.deployments
 )
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.engines import RUNS, read_engines
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.gpu import share_out
+from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.keys import check_keys, mark, read_keys
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.placement import describe, place
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.problems import (
     Problems,
@@ -30,8 +31,11 @@ def resolve(
     platform: str,
     engines: Any,
     gpus: Sequence[Mapping[str, Any]] | None = None,
+    api_keys: Any = None,
 ) -> dict[str, Any]:
     """The catalog of one stack on one platform, whose GPUs are `gpus` (None: not known; each with `index`, `uuid`).
+
+    `api_keys` are those that engines want, by deployment. Nothing of them is in the result but marks.
 
     Returns `problems` (sentences; empty if all is well), and if it is empty also `stack`, `platform`, `placement` (who
     is on which GPU, in words; empty if Kubernetes chooses), `deployments` (in start order), `engines` (what each of
@@ -58,7 +62,14 @@ def resolve(
     cards = place(deployments, gpus, platform, on_stack)
     placement = describe(cards) if any(entry["gpu_ids"] for entry in deployments) else ""
     share_out(cards, on_stack)
-    models = _models(deployments, table, problems)
+    keys = read_keys(api_keys, stacks, problems)
+    check_keys(deployments, keys, table, problems)
+    marks = {
+        entry["name"]: mark(entry["name"], keys[entry["name"]])
+        for entry in deployments
+        if entry["name"] in keys
+    }
+    models = _models(deployments, table, marks, problems)
     if problems.sentences:
         return {"problems": problems.sentences}
     return {
@@ -66,7 +77,7 @@ def resolve(
         "stack": stack,
         "platform": platform,
         "placement": placement,
-        "deployments": [_deployment(entry, table[entry["engine"]], platform) for entry in deployments],
+        "deployments": [_deployment(entry, table[entry["engine"]], platform, marks) for entry in deployments],
         "engines": {
             entry["engine"]: {
                 "phases": table[entry["engine"]]["phases"],
@@ -139,26 +150,31 @@ def _check_gpus(
 
 
 def _models(
-    deployments: Sequence[dict[str, Any]], table: Mapping[str, Any], problems: Problems
+    deployments: Sequence[dict[str, Any]],
+    table: Mapping[str, Any],
+    marks: Mapping[str, str],
+    problems: Problems,
 ) -> list[dict[str, Any]]:
     """Per model its aliases and engines, each with its deployments; checks what holds across deployments."""
     by_model: dict[str, list[dict[str, Any]]] = {}
     for entry in deployments:
         by_model.setdefault(entry["model"], []).append(entry)
     _check_aliases(by_model, problems)
-    models = []
+    models: list[dict[str, Any]] = []
     for model, entries in by_model.items():
         by_owner: dict[str, list[dict[str, Any]]] = {}
         for entry in entries:
             by_owner.setdefault(entry["owned_by"].lower(), []).append(entry)
         defaults = [o for o, es in by_owner.items() if any(e["default"] for e in es)]
         _check_default(model, by_owner, defaults, problems)
+        _check_limits(model, entries, problems)
         models.append(
             {
                 "model": model,
                 "aliases": list(dict.fromkeys(alias for entry in entries for alias in entry["aliases"])),
+                "limits": next((entry["limits"] for entry in entries if entry["limits"]), {}),
                 "engines": [
-                    _route(es, table[es[0]["engine"]], default=len(by_owner) == 1 or owner in defaults)
+                    _route(es, table[es[0]["engine"]], marks, default=len(by_owner) == 1 or owner in defaults)
                     for owner, es in by_owner.items()
                 ],
             }
@@ -184,6 +200,15 @@ def _check_default(
         )
 
 
+def _check_limits(model: str, entries: Sequence[dict[str, Any]], problems: Problems) -> None:
+    saying = [entry for entry in entries if entry["limits"]]
+    if any(entry["limits"] != saying[0]["limits"] for entry in saying):
+        problems.add(
+            f"model {model} has different limits ({', '.join(entry['name'] for entry in saying)}), and they are of the "
+            "model, whichever engine serves it: write them once, or the same."
+        )
+
+
 def _check_aliases(by_model: Mapping[str, Sequence[dict[str, Any]]], problems: Problems) -> None:
     owners: dict[str, str] = {}
     for model, entries in by_model.items():
@@ -199,7 +224,10 @@ def _check_aliases(by_model: Mapping[str, Sequence[dict[str, Any]]], problems: P
                     )
 
 
-def _route(entries: Sequence[dict[str, Any]], engine: Mapping[str, Any], *, default: bool) -> dict[str, Any]:
+def _route(
+    entries: Sequence[dict[str, Any]], engine: Mapping[str, Any], marks: Mapping[str, str], *, default: bool
+) -> dict[str, Any]:
+    name = entries[0]["name"]
     return {
         "owned_by": engine["owned_by"],
         "default": default,
@@ -208,10 +236,13 @@ def _route(entries: Sequence[dict[str, Any]], engine: Mapping[str, Any], *, defa
         "health": engine["health"],
         "timeouts": engine["timeouts"],
         "max_in_flight": engine["max_in_flight"],
+        **({"key": {"of": name, "mark": marks[name]}} if name in marks else {}),
     }
 
 
-def _deployment(entry: Mapping[str, Any], engine: Mapping[str, Any], platform: str) -> dict[str, Any]:
+def _deployment(
+    entry: Mapping[str, Any], engine: Mapping[str, Any], platform: str, marks: Mapping[str, str]
+) -> dict[str, Any]:
     run = engine["runs"][RUNS[platform]]
     kept = ("name", "model", "engine", "owned_by", "weights", "task", "gpus", "gpu_ids", "gpu_memory",
             "gpu_sharers", "context_length", "replicas", "args", "resources", "startup_timeout")  # fmt: skip
@@ -222,6 +253,9 @@ def _deployment(entry: Mapping[str, Any], engine: Mapping[str, Any], platform: s
         "converted": entry["weights"]["format"] not in engine["formats"],
         "command": command(entry, engine, platform),
         "env": {**{key: str(value) for key, value in run["env"].items()}, **entry["env"]},
+        # None if it has no key.
+        "key_env": engine["key_env"] if entry["name"] in marks else None,
+        "key_mark": marks.get(entry["name"]),
         "image": run.get("image"),
         "cache": run.get("cache"),
         "user": run.get("user"),

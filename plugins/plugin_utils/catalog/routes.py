@@ -9,31 +9,39 @@ from typing import Any
 
 
 def routing_map(
-    models: Sequence[Mapping[str, Any]], addresses: Mapping[str, Sequence[Any]]
+    models: Sequence[Mapping[str, Any]], addresses: Mapping[str, Sequence[Any]], key_folder: str = ""
 ) -> dict[str, Any]:
-    """The routing map of the catalog's `models`.
+    """The routing map of the catalog's `models`; `key_folder` is where the gateway finds the keys that engines want.
 
     `addresses` gives, per deployment, its backends as `{name, url}` (and `resolve`). The revision is the hash of the
-    rest: the same routes have the same revision, on every run and on every machine.
+    rest: the same routes have the same revision, on every run and on every machine. It changes with engines' keys, too,
+    for the gateway reads them with the map.
     """
     routes = [
         {
             "model": model["model"],
             "aliases": list(model["aliases"]),
-            "engines": [_engine(engine, addresses) for engine in model["engines"]],
+            **({"limits": dict(model["limits"])} if model["limits"] else {}),
+            "engines": [_engine(engine, addresses, key_folder) for engine in model["engines"]],
         }
         for model in models
     ]
-    canonical = json.dumps(routes, sort_keys=True, separators=(",", ":"), default=str)
+    marks = [engine["key"]["mark"] for model in models for engine in model["engines"] if "key" in engine]
+    canonical = json.dumps(
+        [routes, marks] if marks else routes, sort_keys=True, separators=(",", ":"), default=str
+    )
     return {"revision": hashlib.sha256(canonical.encode()).hexdigest()[:8], "models": routes}
 
 
-def _engine(engine: Mapping[str, Any], addresses: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+def _engine(
+    engine: Mapping[str, Any], addresses: Mapping[str, Sequence[Any]], key_folder: str
+) -> dict[str, Any]:
     backends = [
         {**backend, "weight": 1} for deployment in engine["deployments"] for backend in addresses[deployment]
     ]
-    routed = {key: value for key, value in engine.items() if key != "deployments"}
-    return {**routed, "backends": backends}
+    routed = {key: value for key, value in engine.items() if key not in ("deployments", "key")}
+    key_file = {"key_file": f"{key_folder}/{engine['key']['of']}"} if "key" in engine else {}
+    return {**routed, **key_file, "backends": backends}
 
 
 def local_addresses(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import posixpath
 from collections.abc import Mapping, Sequence
 from math import ceil
@@ -10,8 +11,10 @@ from typing import Any
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.deployments import fill
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.catalog.weights import CLAIM_FOLDER
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.cluster.objects import (
+    ENGINE_KEYS,
     ENGINE_PORT,
     GATEWAY_USER,
+    KEY_MARKS,
     MODEL,
     ORDER,
     OWNED_BY,
@@ -54,10 +57,10 @@ def engine_objects(
 
 
 def shared_objects(settings: Mapping[str, Any]) -> list[Object]:
-    """What all deployments share: the claim for weights, and the Secret with the token for gated repositories.
+    """What all deployments share: the claim for weights, and the Secrets with what nobody else may see.
 
     Of `settings`: `namespace`, `claim` (empty: none) with `claim_size`, `claim_access_mode`, `storage_class`, and
-    `token_secret` (empty: none) with `token`.
+    `token_secret` (empty: none) with `token`, for gated repositories, and `api_keys`, which engines want, by name.
     """
     of = labels("engines", "engine", "roundhouse")
     found: list[Object] = []
@@ -86,6 +89,18 @@ def shared_objects(settings: Mapping[str, Any]) -> list[Object]:
                 "stringData": {"token": settings["token"]},
             }
         )
+    if settings["api_keys"]:
+        keys = {name: base64.b64encode(key.encode()).decode() for name, key in settings["api_keys"].items()}
+        found.append(
+            {
+                "apiVersion": "v1",
+                "kind": "Secret",
+                "metadata": metadata(ENGINE_KEYS, settings, of),
+                "type": "Opaque",
+                # Not stringData: what is no longer in that would stay.
+                "data": keys,
+            }
+        )
     return found
 
 
@@ -99,6 +114,9 @@ def _objects(
         OWNED_BY: deployment["owned_by"],
         ORDER: str(order),
     }
+    template: Object = {"metadata": {"labels": of}, "spec": _pod(deployment, weights, settings)}
+    if deployment["key_env"]:
+        template["metadata"]["annotations"] = {KEY_MARKS: deployment["key_mark"]}
     found: list[Object] = [
         {
             "apiVersion": "apps/v1",
@@ -110,7 +128,7 @@ def _objects(
                 "progressDeadlineSeconds": round(deployment["startup_timeout"] + settings["pull_timeout"]),
                 "strategy": _strategy(deployment),
                 "selector": {"matchLabels": selector(name)},
-                "template": {"metadata": {"labels": of}, "spec": _pod(deployment, weights, settings)},
+                "template": template,
             },
         },
         service(name, settings, of, ENGINE_PORT),
@@ -223,6 +241,9 @@ def _environment(deployment: Mapping[str, Any], settings: Mapping[str, Any]) -> 
         # Where there is none, engines load what needs none.
         reference = {"name": settings["token_secret"], "key": "token", "optional": True}
         env.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": reference}})
+    if deployment["key_env"]:
+        reference = {"name": ENGINE_KEYS, "key": deployment["name"]}
+        env.append({"name": deployment["key_env"], "valueFrom": {"secretKeyRef": reference}})
     return env + [{"name": name, "value": str(value)} for name, value in deployment["env"].items()]
 
 

@@ -7,9 +7,11 @@ from math import ceil
 from typing import Any
 
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.cluster.objects import (
+    ENGINE_KEYS,
     GATEWAY,
     GATEWAY_PORT,
     GATEWAY_USER,
+    KEY_MARKS,
     ORDER,
     Object,
     container_security,
@@ -23,6 +25,16 @@ from ansible_collections.roundhouse.llm.plugins.plugin_utils.cluster.objects imp
 
 #: Name of the ConfigMap with the routing map, of its file, and where pods see it.
 ROUTES, ROUTES_FILE, ROUTES_FOLDER = "gateway-routes", "routes.yml", "/etc/roundhouse/routes"
+
+#: Name of the Secret with the keys that it takes, of the entry that is their file, and where pods see it. (Another
+#: entry is the operator's key in plain text, which is not the pods' business.)
+KEYS, KEYS_FILE, KEYS_FOLDER = "gateway-keys", "keys.yml", "/etc/roundhouse/keys"
+
+#: Where pods see the keys that engines want.
+ENGINE_KEYS_FOLDER = "/etc/roundhouse/engine-keys"
+
+#: Files of Secrets belong to root; the gateway's group may read them.
+_GROUP_READS = 0o440
 
 #: Seconds in which the cluster's proxies learn that a pod ends, before it takes no more requests; and for which it may
 #: then finish what it has (the gateway's own default), unless its settings say otherwise.
@@ -47,7 +59,7 @@ def gateway_objects(settings: Mapping[str, Any]) -> list[Object]:
 
     `settings`: `namespace`, `image`, `replicas`, `environment` (further settings of the
     gateway), `node_port` (0: none), `ingress` (empty, or `host`, `class`, `tls_secret`,
-    `annotations`), `resources`, and what the user sets for all pods.
+    `annotations`), `key_marks` (of the keys that engines want), `resources`, and what the user sets for all pods.
     """
     of = labels(GATEWAY, "gateway", "roundhouse-gateway")
     found = [_deployment(settings, of), _service(settings, of)]
@@ -73,6 +85,7 @@ def gateway_objects(settings: Mapping[str, Any]) -> list[Object]:
 def _deployment(settings: Mapping[str, Any], of: Mapping[str, str]) -> Object:
     environment = {
         "ROUNDHOUSE_ROUTES": f"{ROUTES_FOLDER}/{ROUTES_FILE}",
+        "ROUNDHOUSE_KEYS": f"{KEYS_FOLDER}/{KEYS_FILE}",
         "ROUNDHOUSE_HOST": "0.0.0.0",
         "ROUNDHOUSE_PORT": str(GATEWAY_PORT),
         "ROUNDHOUSE_DRAIN_DELAY": str(_DRAIN_DELAY),
@@ -80,6 +93,10 @@ def _deployment(settings: Mapping[str, Any], of: Mapping[str, str]) -> Object:
         **{name: str(value) for name, value in settings["environment"].items()},
     }
     drain = float(environment["ROUNDHOUSE_DRAIN_DELAY"]) + float(environment["ROUNDHOUSE_DRAIN_TIMEOUT"])
+    mounts: list[Object] = [
+        {"name": "routes", "mountPath": ROUTES_FOLDER, "readOnly": True},
+        {"name": "keys", "mountPath": KEYS_FOLDER, "readOnly": True},
+    ]
     container = {
         "name": "gateway",
         "image": settings["image"],
@@ -88,17 +105,33 @@ def _deployment(settings: Mapping[str, Any], of: Mapping[str, str]) -> Object:
         "ports": [{"name": "http", "containerPort": GATEWAY_PORT, "protocol": "TCP"}],
         "resources": settings["resources"],
         "securityContext": container_security(readOnlyRootFilesystem=True),
-        "volumeMounts": [{"name": "routes", "mountPath": ROUTES_FOLDER, "readOnly": True}],
+        "volumeMounts": mounts,
         "startupProbe": probe("/readyz", periodSeconds=1, failureThreshold=60),
         "readinessProbe": probe("/readyz", periodSeconds=2, timeoutSeconds=5, failureThreshold=2),
         "livenessProbe": probe("/healthz", periodSeconds=10, timeoutSeconds=10, failureThreshold=6),
     }
-    spec = pod(
+    keys = {
+        "secretName": KEYS,
+        "items": [{"key": KEYS_FILE, "path": KEYS_FILE}],
+        "defaultMode": _GROUP_READS,
+    }
+    volumes: list[Object] = [
+        {"name": "routes", "configMap": {"name": ROUTES}},
+        {"name": "keys", "secret": keys},
+    ]
+    template: Object = {"metadata": {"labels": dict(of)}}
+    if settings["key_marks"]:
+        # They are read with the map only: new keys want new pods.
+        template["metadata"]["annotations"] = {KEY_MARKS: ",".join(settings["key_marks"])}
+        secret = {"secretName": ENGINE_KEYS, "defaultMode": _GROUP_READS}
+        volumes.append({"name": "engine-keys", "secret": secret})
+        mounts.append({"name": "engine-keys", "mountPath": ENGINE_KEYS_FOLDER, "readOnly": True})
+    template["spec"] = pod(
         settings,
         GATEWAY_USER,
         terminationGracePeriodSeconds=ceil(drain) + 10,
         containers=[container],
-        volumes=[{"name": "routes", "configMap": {"name": ROUTES}}],
+        volumes=volumes,
     )
     return {
         "apiVersion": "apps/v1",
@@ -109,7 +142,7 @@ def _deployment(settings: Mapping[str, Any], of: Mapping[str, str]) -> Object:
             "revisionHistoryLimit": 2,
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
             "selector": {"matchLabels": selector(GATEWAY)},
-            "template": {"metadata": {"labels": dict(of)}, "spec": spec},
+            "template": template,
         },
     }
 

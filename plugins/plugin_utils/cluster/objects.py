@@ -20,9 +20,15 @@ GATEWAY_USER = 10001
 OURS = {"app.kubernetes.io/part-of": "roundhouse", "app.kubernetes.io/managed-by": "roundhouse"}
 
 #: Annotations of our own: what a Deployment serves, its place in the start order, its replicas while it is stopped.
-MODEL, OWNED_BY, ORDER, REPLICAS, REVISION = (
-    f"roundhouse.llm/{name}" for name in ("model", "owned-by", "order", "replicas", "revision")
+MODEL, OWNED_BY, ORDER, REPLICAS, REVISION, ACCESS = (
+    f"roundhouse.llm/{name}" for name in ("model", "owned-by", "order", "replicas", "revision", "access")
 )
+
+#: Annotation of pods: marks of the keys that they were started with. A change of a key makes new pods.
+KEY_MARKS = "roundhouse.llm/engine-keys"
+
+#: The Secret with the keys that engines want: an entry per deployment.
+ENGINE_KEYS = "engine-keys"
 
 Object = dict[str, Any]
 

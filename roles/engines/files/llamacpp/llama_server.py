@@ -7,6 +7,7 @@ deployment's `args` are the same for a process and for a container. A flag that 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import signal
 import sys
@@ -39,6 +40,9 @@ OPTIONS: Sequence[tuple[str, str | None, str, Callable[[str], Any] | None]] = (
     ("--swa-full", None, "swa_full", None),
 )
 
+#: The keys that clients have to send; llama-server takes them from there, too.
+API_KEYS = [key for key in os.environ.get("LLAMA_API_KEY", "").split(",") if key]
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
@@ -66,6 +70,7 @@ def parameters(given: argparse.Namespace) -> Any:
     params.hostnames = [given.host]
     params.port = given.port
     params.ui = False
+    params.api_keys = API_KEYS
     if given.threads:
         params.cpuparams.n_threads = given.threads
         params.cpuparams_batch.n_threads = given.threads
@@ -86,9 +91,11 @@ def in_flight(metrics: str) -> float:
 
 def finish(address: str) -> None:
     """Wait until no request is in flight. Whoever stops us kills us when that takes too long."""
+    headers = {"Authorization": f"Bearer {API_KEYS[0]}"} if API_KEYS else {}
+    request = urllib.request.Request(f"{address}/metrics", headers=headers)  # noqa: S310 - our own address
     try:
         while True:
-            with urllib.request.urlopen(f"{address}/metrics", timeout=10) as answer:  # noqa: S310 - our own address
+            with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 - our own address
                 if not in_flight(answer.read().decode()):
                     return
             time.sleep(0.1)
