@@ -5,6 +5,7 @@ The library is imported where it is used: only the Python that talks to a cluste
 
 from __future__ import annotations
 
+import functools
 import http.client
 import importlib
 import ipaddress
@@ -48,13 +49,19 @@ KINDS = {
     "NetworkPolicy": ("networking", "network_policy"),
     "PersistentVolumeClaim": ("core", "persistent_volume_claim"),
     "Pod": ("core", "pod"),
+    "PodMonitor": ("monitoring", "podmonitors"),
     "PodDisruptionBudget": ("policy", "pod_disruption_budget"),
     "ResourceQuota": ("core", "resource_quota"),
     "Secret": ("core", "secret"),
     "Service": ("core", "service"),
     "ServiceAccount": ("core", "service_account"),
+    "ServiceMonitor": ("monitoring", "servicemonitors"),
     "StatefulSet": ("apps", "stateful_set"),
 }
+
+#: The group and version of the Prometheus operator's kinds. Where it is not, or may not be seen, there are none.
+_MONITORING = ("monitoring.coreos.com", "v1")
+_NO_MONITORING = (403, 404)
 
 
 class UnavailableError(Exception):
@@ -102,6 +109,7 @@ class Cluster:
             "policy": kubernetes.PolicyV1Api(client),
         }
         self._groups = {"apps": self._apps, "core": self._core} | others
+        self._custom = kubernetes.CustomObjectsApi(client)
         self._version = kubernetes.VersionApi(client)
         self._access = access
         self._client = client
@@ -159,9 +167,9 @@ class Cluster:
 
     def things(self, kind: str, selector: str) -> list[Thing]:
         """The objects of a kind (of KINDS) with these labels."""
-        group, word = KINDS[kind]
-        call = getattr(self._groups[group], f"list_namespaced_{word}")
-        return self._items(f"list {kind} objects", call, selector)
+        call = self._call("list", kind)
+        text = self._ask(f"list {kind} objects", call, label_selector=selector, absent=self._missing(kind))
+        return list(json.loads(text or b"{}").get("items", []))
 
     def foreign(self, objects: Sequence[Thing], selector: str) -> list[str]:
         """Those of the wanted objects (`KIND NAME`) that are there already, and do not have these labels."""
@@ -210,12 +218,22 @@ class Cluster:
 
     def delete(self, kind: str, name: str) -> None:
         """Delete an object of a kind (of KINDS) and what belongs to it, or the namespace; none is fine, too."""
-        if kind == "Namespace":
-            call = without_namespace(self._core.delete_namespace)
-        else:
-            group, word = KINDS[kind]
-            call = getattr(self._groups[group], f"delete_namespaced_{word}")
+        is_namespace = kind == "Namespace"
+        call = without_namespace(self._core.delete_namespace) if is_namespace else self._call("delete", kind)
         self._ask(f"delete {kind} {name}", call, name=name, propagation_policy="Foreground", absent=(404,))
+
+    def _call(self, verb: str, kind: str) -> Callable[..., Any]:
+        """The call of the client's that does something with objects of a kind."""
+        group, word = KINDS[kind]
+        if group != "monitoring":
+            return getattr(self._groups[group], f"{verb}_namespaced_{word}")  # type: ignore[no-any-return] # of no type
+        call = getattr(self._custom, f"{verb}_namespaced_custom_object")
+        return functools.partial(call, *_MONITORING, plural=word)
+
+    @staticmethod
+    def _missing(kind: str) -> tuple[int, ...]:
+        """Statuses that say that there is no such kind."""
+        return _NO_MONITORING if KINDS[kind][0] == "monitoring" else ()
 
     def get_from_pod(self, name: str, port: int, path: str, key: str | None = None) -> bytes:
         """What a pod answers to a GET of `path` (without the first slash), by way of the API.

@@ -16,11 +16,14 @@ from ansible_collections.roundhouse.llm.plugins.module_utils import (
 )
 
 #: What may be ours in a namespace. Those with data come last, and only if that is asked for.
-_KINDS = ("Ingress", "PodDisruptionBudget", "Deployment", "DaemonSet", "Service", "ConfigMap", "Secret")
+_KINDS = (
+    "ServiceMonitor", "PodMonitor", "Ingress", "PodDisruptionBudget", "Deployment", "DaemonSet", "Service", "ConfigMap",
+    "Secret",
+)  # fmt: skip
 _DATA = "PersistentVolumeClaim"
 
 #: Of these, what goes when a stack or its settings no longer ask for it.
-_PRUNED = ("Ingress", "PodDisruptionBudget", "Deployment", "Service")
+_PRUNED = ("ServiceMonitor", "PodMonitor", "Ingress", "PodDisruptionBudget", "Deployment", "Service")
 
 #: Seconds for which the API may be silent.
 _PATIENCE = 30.0

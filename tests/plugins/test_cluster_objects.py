@@ -61,6 +61,7 @@ def settings(**changes: Any) -> dict[str, Any]:
         "node_selector": {},
         "tolerations": [],
         "runtime_class": "",
+        "scrape": "",
     } | changes
 
 
@@ -86,6 +87,9 @@ def gateway_settings(**changes: Any) -> dict[str, Any]:
         "node_port": 0,
         "ingress": {},
         "key_marks": [],
+        "scrape": "",
+        "scrape_labels": {},
+        "scrape_secret": "",
         "resources": {"requests": {"cpu": "100m"}},
         "image_pull_policy": "IfNotPresent",
     } | changes
@@ -462,3 +466,61 @@ def test_tags_say_what_is_in_an_image() -> None:
     tags = {images.tag(b"a", {}), images.tag(b"b", {}), images.tag(b"a", {"PYTHON_IMAGE": "x"})}
     assert len(tags) == 3
     assert all(re.fullmatch("[0-9a-f]{12}", tag) for tag in tags)
+
+
+class TestScraping:
+    def test_by_nobody(self) -> None:
+        [deployment, *others] = gateway_objects.gateway_objects(gateway_settings())
+        assert "annotations" not in deployment["spec"]["template"]["metadata"]
+        assert {found["kind"] for found in others} == {"Service"}
+        assert "annotations" not in stack(one())[0][0]["spec"]["template"]["metadata"]
+
+    def test_by_annotations(self) -> None:
+        [deployment, *others] = gateway_objects.gateway_objects(gateway_settings(scrape="annotations"))
+        assert deployment["spec"]["template"]["metadata"]["annotations"] == {
+            "prometheus.io/scrape": "true",
+            "prometheus.io/port": "8080",
+            "prometheus.io/path": "/metrics",
+        }
+        assert {found["kind"] for found in others} == {"Service"}
+        engine = stack(one(), scrape="annotations")[0][0]["spec"]["template"]
+        assert engine["metadata"]["annotations"] == {
+            "prometheus.io/scrape": "true",
+            "prometheus.io/port": "8000",
+            "prometheus.io/path": "/metrics",
+            objects.MODEL: "org/one",
+            objects.OWNED_BY: "llamacpp",
+        }
+
+    def test_by_the_operator(self) -> None:
+        found = gateway_objects.gateway_objects(
+            gateway_settings(scrape="operator", scrape_secret="prometheus", scrape_labels={"release": "kps"})
+        )
+        monitors = {each["kind"]: each for each in found if each["kind"].endswith("Monitor")}
+        assert {each["metadata"]["labels"]["release"] for each in monitors.values()} == {"kps"}
+        assert all(each["metadata"]["labels"].items() >= objects.OURS.items() for each in monitors.values())
+        [endpoint] = monitors["ServiceMonitor"]["spec"]["endpoints"]
+        assert endpoint["authorization"]["credentials"] == {"name": "prometheus", "key": "key"}
+        service = next(each for each in found if each["kind"] == "Service")
+        wanted = monitors["ServiceMonitor"]["spec"]["selector"]["matchLabels"]
+        assert service["metadata"]["labels"].items() >= wanted.items()
+        # The engines' series get the labels of the gateway's, out of what their pods have.
+        [engine] = monitors["PodMonitor"]["spec"]["podMetricsEndpoints"]
+        template = stack(one(), scrape="operator")[0][0]["spec"]["template"]
+        has = {
+            **{f"annotation_{name}": value for name, value in template["metadata"]["annotations"].items()},
+            **{f"label_{name}": value for name, value in template["metadata"]["labels"].items()},
+        }
+        meta = {
+            f"__meta_kubernetes_pod_{re.sub('[^A-Za-z0-9]', '_', name)}": value for name, value in has.items()
+        }
+        got = {each["targetLabel"]: meta[each["sourceLabels"][0]] for each in engine["relabelings"]}
+        assert got == {"model": "org/one", "engine": "llamacpp", "backend": "one"}
+        assert (
+            template["metadata"]["labels"].items()
+            >= monitors["PodMonitor"]["spec"]["selector"]["matchLabels"].items()
+        )
+
+    def test_in_no_other_way(self) -> None:
+        with pytest.raises(ValueError, match="gateway_scrape is 'x': make it annotations, operator"):
+            gateway_objects.gateway_objects(gateway_settings(scrape="x"))

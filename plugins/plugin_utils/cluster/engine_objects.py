@@ -27,6 +27,7 @@ from ansible_collections.roundhouse.llm.plugins.plugin_utils.cluster.objects imp
     selector,
     service,
 )
+from ansible_collections.roundhouse.llm.plugins.plugin_utils.cluster.scrape_objects import engine_annotations
 
 #: Seconds in which the cluster's proxies learn that a pod ends, before its engine does.
 _LEAVE = 5
@@ -115,8 +116,11 @@ def _objects(
         ORDER: str(order),
     }
     template: Object = {"metadata": {"labels": of}, "spec": _pod(deployment, weights, settings)}
+    of_pods = engine_annotations(settings["scrape"], ENGINE_PORT, deployment["model"], deployment["owned_by"])
     if deployment["key_env"]:
-        template["metadata"]["annotations"] = {KEY_MARKS: deployment["key_mark"]}
+        of_pods[KEY_MARKS] = deployment["key_mark"]
+    if of_pods:
+        template["metadata"]["annotations"] = of_pods
     found: list[Object] = [
         {
             "apiVersion": "apps/v1",

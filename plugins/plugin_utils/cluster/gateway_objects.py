@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from math import ceil
 from typing import Any
 
+from ansible_collections.roundhouse.llm.plugins.plugin_utils.cluster import scrape_objects
 from ansible_collections.roundhouse.llm.plugins.plugin_utils.cluster.objects import (
     ENGINE_KEYS,
     GATEWAY,
@@ -59,10 +60,11 @@ def gateway_objects(settings: Mapping[str, Any]) -> list[Object]:
 
     `settings`: `namespace`, `image`, `replicas`, `environment` (further settings of the
     gateway), `node_port` (0: none), `ingress` (empty, or `host`, `class`, `tls_secret`,
-    `annotations`), `key_marks` (of the keys that engines want), `resources`, and what the user sets for all pods.
+    `annotations`), `key_marks` (of the keys that engines want), `scrape` and what goes with it
+    (scrape_objects.monitors), `resources`, and what the user sets for all pods.
     """
     of = labels(GATEWAY, "gateway", "roundhouse-gateway")
-    found = [_deployment(settings, of), _service(settings, of)]
+    found = [_deployment(settings, of), _service(settings, of), *scrape_objects.monitors(settings)]
     if settings["replicas"] > 1:
         found.append(
             {
@@ -120,12 +122,15 @@ def _deployment(settings: Mapping[str, Any], of: Mapping[str, str]) -> Object:
         {"name": "keys", "secret": keys},
     ]
     template: Object = {"metadata": {"labels": dict(of)}}
+    annotations = scrape_objects.pod_annotations(settings["scrape"], GATEWAY_PORT)
     if settings["key_marks"]:
         # They are read with the map only: new keys want new pods.
-        template["metadata"]["annotations"] = {KEY_MARKS: ",".join(settings["key_marks"])}
+        annotations[KEY_MARKS] = ",".join(settings["key_marks"])
         secret = {"secretName": ENGINE_KEYS, "defaultMode": _GROUP_READS}
         volumes.append({"name": "engine-keys", "secret": secret})
         mounts.append({"name": "engine-keys", "mountPath": ENGINE_KEYS_FOLDER, "readOnly": True})
+    if annotations:
+        template["metadata"]["annotations"] = annotations
     template["spec"] = pod(
         settings,
         GATEWAY_USER,
