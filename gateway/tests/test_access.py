@@ -290,3 +290,21 @@ async def test_in_flight_while_revoked(roundhouse: Roundhouse, engine: FakeEngin
     await until(lambda: roundhouse.gateway.access.keys.keys == ())
     go_on.set()
     assert (await client.answer()).status == 200
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_stranger_sends_no_large_body(roundhouse: Roundhouse, *, chunked: bool) -> None:
+    """The answer comes long before the end of what was announced, and the rest is not kept."""
+    client: Client = await roundhouse.connect()
+    framing = "Transfer-Encoding: chunked" if chunked else "Content-Length: 30000000"
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\n{framing}\r\n\r\n"
+    piece = b"x" * 70_000
+    await client.send(head.encode(), b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+    got = await client.answer()
+    assert (got.status, got.code, got.headers["connection"]) == (401, "missing_api_key", "close")
+
+
+async def test_who_has_a_key_does(roundhouse: Roundhouse) -> None:
+    client: Client = await roundhouse.connect()
+    body = json.dumps({"model": "tiny", "x": "y" * 200_000}).encode()
+    assert (await client.ask(post(body, bearer("tiny")))).status == 200

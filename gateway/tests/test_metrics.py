@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import json
 import os
 from pathlib import Path
@@ -208,9 +209,7 @@ class TestCounters:
             if not pid:
                 metrics.begin(parent, slot)
                 numbers = BackendMetrics(parent, "m", "e", "b")
-                for _ in range(10):
-                    numbers.ended.append(("k", 200, "", 0.003, 0.2))
-                numbers.used("k", 1, 2)
+                numbers.ended["k", 200, "", 3, 200] = [10, 1, 2]
                 numbers.publish(5)
                 os._exit(0)
             assert os.waitpid(pid, 0)[1] == 0
@@ -235,11 +234,12 @@ class TestCounters:
             "no room for more metrics: what is new is not counted"
         ]
 
-    @given(st.lists(st.floats(0, 1000), max_size=50))
-    def test_histograms(self, seconds: list[float]) -> None:
+    @given(st.lists(st.integers(0, 1_000_000), max_size=50))
+    def test_histograms(self, milliseconds: list[int]) -> None:
         found = Counters([Slab()])
         numbers = BackendMetrics(found, "m", "e", "b")
-        numbers.gaps = list(seconds)
+        numbers.gaps = dict(collections.Counter(milliseconds))
+        seconds = [each / 1000 for each in milliseconds]
         numbers.publish(0)
         cells = exposition.sums(found.slabs)["roundhouse_time_between_chunks_seconds"][("m", "e")]
         for index, bound in enumerate(BOUNDS):
@@ -261,44 +261,63 @@ class TestUsage:
         ("data", "tokens"),
         [
             (b"", (0, 0)),
+            (b"[]", (0, 0)),
             (b'{"usage":null}', (0, 0)),
+            (b'{"usage":7}', (0, 0)),
             (b'{"usage":{"prompt_tokens":5,"total_tokens":7,"completion_tokens":2}}', (5, 2)),
-            (b'{"usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}}', (5, 2)),
-            (b'{"usage":{"completion_tokens":2,"prompt_tokens":5,"total_tokens":7}}', (5, 2)),
+            (b'{"usage": {"completion_tokens": 2, "prompt_tokens": 5, "total_tokens": 7}}', (5, 2)),
             (b'{"usage":{"prompt_tokens":5,"total_tokens":5}}', (5, 0)),
+            (b'{"usage":{"prompt_tokens":5,"completion_tokens":null}}', (5, 0)),
             (
-                b'{"usage":{"input_tokens":5,"input_tokens_details":{"cached_tokens":4},"output_tokens":2}}',
+                b'{"usage":{"input_tokens":5,"input_tokens_details":{"input_tokens":4},"output_tokens":2}}',
                 (5, 2),
             ),
-            (b'{"content":"\\"usage\\":{\\"prompt_tokens\\":5}"}', (0, 0)),
-            (b'{"content":"usage","prompt_tokens":5}', (0, 0)),
             (b'{"usage":{"prompt_tokens":-5,"completion_tokens":99999999999999}}', (0, 0)),
+            (b'{"a":"\\"usage\\":{\\"prompt_tokens\\":5}","b":"usage","prompt_tokens":5}', (0, 0)),
+            (b'{"usage":{"prompt_tokens":5},"metadata":{"usage":{"prompt_tokens":1}}}', (5, 0)),
+            (b'{"response":{"usage":{"prompt_tokens":5}}}', (0, 0)),
         ],
     )
-    def test_shapes(self, data: bytes, tokens: tuple[int, int]) -> None:
+    def test_whole(self, data: bytes, tokens: tuple[int, int]) -> None:
         assert usage.of(data) == tokens
 
     def test_anthropics_stream(self) -> None:
-        found = usage.Usage()
-        found.find(
-            b'data: {"type":"message_start","message":{"usage":{"input_tokens":25,"output_tokens":1}}}\n\n'
+        found = usage.Usage(is_stream=True, echoes=True)
+        found.events(
+            b'data: {"type":"message_start","message":{"usage":{"input_tokens":25,"output_tokens":1}}}'
         )
-        found.find(b'data: {"type":"message_delta","usage":{"output_tokens":15}}\n\n')
+        found.events(b'event: x\ndata: {"type":"message_delta","usage":{"output_tokens":15}}\n\n')
+        found.end()
         assert (found.read, found.written) == (25, 15)
 
     @given(st.data())
     def test_cut_anywhere(self, data: st.DataObject) -> None:
-        body = (
-            b'{"x":"'
-            + b"y" * 2000
-            + b'","usage":{"prompt_tokens":512,"completion_tokens":34},"z":"'
-            + b"y" * 50
-        )
-        cuts = sorted(data.draw(st.lists(st.integers(0, len(body)), max_size=8)))
-        found = usage.Usage()
-        for start, end in zip([0, *cuts], [*cuts, len(body)], strict=True):
-            found.feed(body[start:end])
+        told = b'"usage":{"prompt_tokens":512,"completion_tokens":34}'
+        body = b'{"x":"' + b"y" * 2000 + b'",' + told + b',"z":"' + b"y" * 50 + b'"}'
+        is_stream = data.draw(st.booleans())
+        text = b'data: {"usage":null}\n\ndata: ' + body + b"\r\n\r\ndata: [DONE]\n\n" if is_stream else body
+        cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
+        found = usage.Usage(is_stream=is_stream, echoes=True)
+        for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
+            found.feed(text[start:end])
+        found.end()
         assert (found.read, found.written) == (512, 34)
+
+    @pytest.mark.parametrize(("echoes", "tokens"), [(False, (8, 0)), (True, (0, 0))])
+    def test_a_long_one(self, tokens: tuple[int, int], *, echoes: bool) -> None:
+        found = usage.Usage(is_stream=False, echoes=echoes)
+        for _ in range(20):
+            found.feed(b"[0.123456789]," * 10_000)
+        found.feed(b'], "usage": {"prompt_tokens": 8, "total_tokens": 8}, "x": {}}')
+        found.end()
+        assert (found.read, found.written) == tokens
+        assert len(found._kept) <= 1 << 20
+
+    def test_a_line_without_end(self) -> None:
+        found = usage.Usage(is_stream=True, echoes=True)
+        for _ in range(300):
+            found.feed(b"data: " + b"x" * 10_000)
+            assert len(found._kept) <= 1 << 20
 
 
 async def test_a_large_body_in_pieces(roundhouse: Roundhouse, client: Client, engine: FakeEngine) -> None:

@@ -35,8 +35,6 @@ _ENDS = {
 # many bytes of the request, up to that many: an image is no text.
 _BYTES_OF_TOKEN, _MOST_OF_PROMPT = 4, 32_768
 
-_NO_TOKENS = (0, 0)
-
 #: Status of requests whose clients left before there was one; nginx has it, too.
 _LEFT = 499
 
@@ -44,35 +42,43 @@ _LEFT = 499
 class Account:
     """One request. Times are those of the event loop's clock, in seconds."""
 
-    # Most requests need none of these: they have the class' own until then.
-    _route: Route | None = None
-    _meters: tuple[Meter, ...] = ()
-    _first_byte = 0.0
-    _last = 0.0
-    _chunks = 0
-    _closed = False
-    _size = 0
-    #: The name of the key that asks.
-    key = ""
-    #: The tokens of an answer that comes in pieces.
-    usage: Usage | None = None
-    span: Span | None = None
+    __slots__ = (
+        "_began",
+        "_chunks",
+        "_closed",
+        "_first_byte",
+        "_gateway",
+        "_last",
+        "_meters",
+        "_request",
+        "key",
+        "route",
+        "size",
+        "span",
+        "usage",
+    )
 
     def __init__(self, gateway: Gateway, request: Request, now: float) -> None:
         self._gateway = gateway
         self._request = request
         self._began = now
+        self._meters: tuple[Meter, ...] = ()
+        self._first_byte = self._last = 0.0
+        self._chunks = 0
+        self._closed = False
+        # What becomes known: the name of the key that asks, where the request goes, the size of its body in bytes, and
+        # the tokens of an answer that comes in pieces.
+        self.key = ""
+        self.route: Route | None = None
+        self.size = 0
+        self.usage: Usage | None = None
+        self.span: Span | None = None
 
-    def enter(self, caller: Caller, route: Route, size: int) -> None:
-        """Note where it goes, and count it on all limits; `size` is that of its body, in bytes.
-
-        Raises GatewayError: rate_limited.
-        """
+    def enter(self, caller: Caller, route: Route) -> None:
+        """Count it on all limits, and begin its span. Raises GatewayError: rate_limited."""
         gateway = self._gateway
-        self._route = route
-        self._size = size
-        if caller.meter is not None or gateway.access.has_model_limits:
-            meters = gateway.access.meters(caller, route)
+        meters = gateway.access.meters(caller, route)
+        if meters:
             self._request.limits = limits.admit(meters, self._began)
             self._meters = meters
         if gateway.tracer is not None:
@@ -85,18 +91,21 @@ class Account:
     def chunk(self, now: float, backend: Backend) -> None:
         """Note a piece of a stream."""
         if self._last:
-            backend.metrics.gaps.append(now - self._last)
+            gaps, gap = backend.metrics.gaps, int((now - self._last) * 1000 + 0.5)
+            gaps[gap] = gaps.get(gap, 0) + 1
         self._last = now
         self._chunks += 1
 
     def complete(self, now: float, backend: Backend, status: int, size: int) -> None:
         """Close it: the answer is complete."""
+        if self.usage is not None:
+            self.usage.end()
         self._close(now, backend, status, "", size, "complete", self._tokens())
 
     def complete_at_once(self, now: float, backend: Backend, body: bytes, *, json: bool) -> None:
         """Close it: a whole answer came in one piece."""
         self._first_byte = now
-        self._close(now, backend, 200, "", len(body), "complete", usage.of(body) if json else _NO_TOKENS)
+        self._close(now, backend, 200, "", len(body), "complete", usage.of(body) if json else usage.NO_TOKENS)
 
     def failed(
         self, now: float, error: GatewayError, backend: Backend | None = None, status: int = 0, size: int = 0
@@ -113,7 +122,7 @@ class Account:
 
     def _tokens(self) -> tuple[int, int]:
         told = self.usage
-        return (told.read, told.written) if told is not None else _NO_TOKENS
+        return (told.read, told.written) if told is not None else usage.NO_TOKENS
 
     def _close(
         self,
@@ -129,23 +138,27 @@ class Account:
             return
         self._closed = True
         gateway, key, began = self._gateway, self.key, self._began
-        first = self._first_byte - began if self._first_byte else None
+        duration = int((now - began) * 1000 + 0.5)
+        first = int((self._first_byte - began) * 1000 + 0.5) if self._first_byte else -1
         for meter in self._meters:
             meter.leave(sum(tokens) or self._estimate())
         if backend is not None:
             metrics = backend.metrics
-            metrics.ended.append((key, status, code, first, now - began))
-            if tokens != _NO_TOKENS:
-                metrics.used(key, *tokens)
+            how = (key, status, code, first, duration)
+            sums = metrics.ended.get(how)
+            if sums is None:
+                metrics.ended[how] = [1, *tokens]
+            else:
+                sums[0] += 1
+                sums[1] += tokens[0]
+                sums[2] += tokens[1]
         else:
-            route = self._route
+            route = self.route
             labels = (route.model, route.owned_by) if route is not None else ("", "")
             refused(gateway.counters, *labels, key, status, code)
         log = gateway.request_log
         if log.always or status >= 400 or code or log.wants_next():
-            log.add(
-                self._request, self._route, key, backend, status, code, size, first, now - began, tokens, end
-            )
+            log.add(self._request, self.route, key, backend, status, code, size, first, duration, tokens, end)
         if self.span is not None:
             self.span.end(backend.name if backend is not None else "", status, code, tokens)
 
@@ -153,4 +166,4 @@ class Account:
         """Return how many tokens a stream took whose engine does not tell."""
         if not self._chunks:
             return 0
-        return self._chunks + min(self._size // _BYTES_OF_TOKEN, _MOST_OF_PROMPT)
+        return self._chunks + min(self.size // _BYTES_OF_TOKEN, _MOST_OF_PROMPT)

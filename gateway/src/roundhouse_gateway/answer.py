@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from roundhouse_gateway import errors, heads, mending
+from roundhouse_gateway import errors, heads, inference, mending
 from roundhouse_gateway.heads import Headers
 from roundhouse_gateway.usage import Usage
 
@@ -109,7 +109,8 @@ class Answer:
         if self._mending or self._json:
             self._held = bytearray()
         if status == 200 and not encoded and (self._events or kind.startswith(b"application/json")):
-            account.usage = Usage()
+            echoes = request.path not in inference.WITHOUT_ECHO
+            account.usage = Usage(is_stream=self._events, echoes=echoes)
         self.takes_whole_chunks = self._chunked and coding == b"chunked" and self._held is None
         if self._held is None:
             self._begin(self.status, self._phrase, None)
@@ -151,7 +152,7 @@ class Answer:
         self.size += len(chunks)
         usage = self._account.usage
         if usage is not None and b'"usage"' in chunks:
-            usage.find(chunks)
+            usage.events(chunks)
         self._client.write(chunks)
 
     def flush(self) -> None:

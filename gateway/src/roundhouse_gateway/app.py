@@ -133,7 +133,11 @@ def _json(document: dict[str, Any], status: int = 200) -> HTTPResponse:
 
 def _caller(gateway: Gateway, request: Request) -> Caller:
     """Return who asks. Raises GatewayError: missing_api_key or invalid_api_key."""
-    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in request.headers.items()]
+    # Sanic has made text of any bytes that came.
+    headers = [
+        (name.encode(errors="surrogateescape"), value.encode(errors="surrogateescape"))
+        for name, value in request.headers.items()
+    ]
     return gateway.access.anyone or gateway.access.caller(access.digest(headers))
 
 

@@ -49,8 +49,10 @@ _ANTHROPIC_TYPES: Mapping[int, str] = MappingProxyType(
 )
 _ANTHROPIC_PATH = b"/v1/messages"
 
-# How many names an error lists before it says how many more there are.
+# How many names an error lists before it says how many more there are, and characters that are shown of what a
+# client sent.
 _LISTED = 20
+_LONGEST = 200
 
 _encode = msgspec.json.Encoder().encode
 
@@ -169,7 +171,7 @@ def unknown_endpoint(method: str, path: str) -> GatewayError:
     """Return the error for a path that is not served."""
     return GatewayError(
         "unknown_endpoint",
-        f"{method} {path} is not an endpoint of this gateway. Inference endpoints are under /v1, such as"
+        f"{method} {_shown(path)} is not an endpoint of this gateway. Inference endpoints are under /v1, such as"
         " /v1/chat/completions; GET /v1/models lists the models.",
     )
 
@@ -177,7 +179,9 @@ def unknown_endpoint(method: str, path: str) -> GatewayError:
 def method_not_allowed(method: str, path: str, allow: str) -> GatewayError:
     """Return the error for a known path that is asked with another method."""
     return GatewayError(
-        "method_not_allowed", f"{path} takes {allow}, not {method}. Send the request as {allow}.", allow=allow
+        "method_not_allowed",
+        f"{_shown(path)} takes {allow}, not {method}. Send the request as {allow}.",
+        allow=allow,
     )
 
 
@@ -228,7 +232,7 @@ def model_not_allowed(name: str, model: str, names: Iterable[str]) -> GatewayErr
     """Return the error for a model that the key `name` may not use."""
     return GatewayError(
         "model_not_allowed",
-        f"The key '{name}' may not use the model '{model}'. {_choice('Models', names)}",
+        f"The key '{name}' may not use the model '{_shown(model)}'. {_choice('Models', names)}",
         param="model",
     )
 
@@ -253,7 +257,9 @@ def missing_model(names: Iterable[str]) -> GatewayError:
 def model_not_found(model: str, names: Iterable[str]) -> GatewayError:
     """Return the error for a model that is not served."""
     return GatewayError(
-        "model_not_found", f"No model '{model}' is served here. {_choice('Models', names)}", param="model"
+        "model_not_found",
+        f"No model '{_shown(model)}' is served here. {_choice('Models', names)}",
+        param="model",
     )
 
 
@@ -261,7 +267,7 @@ def engine_not_found(model: str, owned_by: str, engines: Iterable[str]) -> Gatew
     """Return the error for a model that the wanted engine does not serve."""
     return GatewayError(
         "engine_not_found",
-        f"'{model}' is not served by an engine '{owned_by}'. {_choice('Its engines', engines)}",
+        f"'{model}' is not served by an engine '{_shown(owned_by)}'. {_choice('Its engines', engines)}",
         param="owned_by",
     )
 
@@ -270,7 +276,8 @@ def engine_conflict(model: str, suffix: str, owned_by: str) -> GatewayError:
     """Return the error for a request which names two different engines."""
     return GatewayError(
         "engine_conflict",
-        f"'model' is '{model}', which asks for the engine '{suffix}', but 'owned_by' is '{owned_by}'."
+        f"'model' is '{_shown(model)}', which asks for the engine '{_shown(suffix)}', but 'owned_by' is"
+        f" '{_shown(owned_by)}'."
         " Name the engine once.",
         param="owned_by",
     )
@@ -326,6 +333,11 @@ def draining(seconds: float) -> GatewayError:
 def internal_error() -> GatewayError:
     """Return the error for a fault of the gateway's own."""
     return GatewayError("internal_error", "The gateway failed to answer this request. Its log says why.")
+
+
+def _shown(text: str) -> str:
+    """Return what a client sent, shortened if it is long."""
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _choice(what: str, names: Iterable[str]) -> str:

@@ -12,9 +12,13 @@ from msgspec import Struct
 from roundhouse_gateway import errors
 
 _BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=?\- ]{1,70}")
+# Not all that RFC 2045 allows: readers do not agree on what a backslash before a backslash is.
 _PARAMETER = re.compile(
-    rb"""[ \t]*;[ \t]*([-!#$%&'*+.^_`|~0-9A-Za-z]+)=(?:"((?:[^"\\\r\n]|\\.)*)"|([^\s;"]+))[ \t]*"""
+    rb"""[ \t]*;[ \t]*([A-Za-z]+\*?)=(?:"((?:[^"\\\r\n]|\\[^\\\r\n])*)"|([^\s;"]+))[ \t]*"""
 )
+_ODD = re.compile(rb"[\\=;<>]")
+# The parameters there may be, for some readers find others inside of quotes.
+_OF_TYPE, _OF_PART = {b"boundary", b"charset"}, {b"name", b"filename", b"filename*"}
 _MAX_PART_HEAD = 16_384
 
 
@@ -53,7 +57,7 @@ def fields(body: bytes | bytearray, content_type: bytes, wanted: Container[str])
 
 
 def _delimiter(content_type: bytes) -> bytes:
-    parameters = _parameters(content_type.partition(b";")[1:])
+    parameters = _parameters(content_type.partition(b";")[1:], _OF_TYPE)
     boundary = parameters.get(b"boundary", b"")
     if not _BOUNDARY.fullmatch(boundary) or boundary.endswith(b" "):
         raise errors.invalid_form("its Content-Type has no valid boundary")
@@ -88,32 +92,33 @@ def _name(head: bytes) -> tuple[str, bool]:
     plain = True
     for line in head.split(b"\r\n"):
         key, colon, value = line.partition(b":")
-        if not colon or key != key.strip():
+        if not colon or key != key.strip() or b"\n" in line or b"\r" in line:
             raise errors.invalid_form("the head of a part has a line that is no header")
         if key.lower() == b"content-transfer-encoding":
             plain = False
         if key.lower() != b"content-disposition":
             continue
         kind, *rest = value.partition(b";")
-        parameters = _parameters(rest)
+        parameters = _parameters(rest, _OF_PART)
         if kind.strip().lower() != b"form-data" or name is not None:
             raise errors.invalid_form("a part has not exactly one Content-Disposition: form-data")
         name = parameters.get(b"name")
         plain = plain and not parameters.keys() & {b"filename", b"filename*"}
-    if name is None or b"\\" in name:
+    if name is None or _ODD.search(name):
         raise errors.invalid_form("a part has no plain name")
     return name.decode("utf-8", "replace"), plain
 
 
-def _parameters(rest: list[bytes] | tuple[bytes, ...]) -> dict[bytes, bytes]:
+def _parameters(rest: list[bytes] | tuple[bytes, ...], allowed: set[bytes]) -> dict[bytes, bytes]:
     """Return the parameters of a header value; `rest` is what follows its first word, with the semicolon."""
     text = b"".join(rest)
     parameters: dict[bytes, bytes] = {}
     position = 0
     while position < len(text):
         match = _PARAMETER.match(text, position)
-        if not match or match[1].lower() in parameters or match[1].lower() == b"name*":
+        name = match[1].lower() if match else b""
+        if not match or name not in allowed or name in parameters:
             raise errors.invalid_form("a header has parameters which can't be read")
-        parameters[match[1].lower()] = match[2] if match[2] is not None else match[3]
+        parameters[name] = match[2] if match[2] is not None else match[3]
         position = match.end()
     return parameters

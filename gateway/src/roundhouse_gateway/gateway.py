@@ -67,6 +67,8 @@ class Gateway:
         self.counters = Counters(slabs or [Slab()])
         self.request_log = RequestLog(settings.log, settings.log_sample)
         self.tracer: Tracer | None = None
+        # Whether requests have more to do than to be passed on, whoever asks.
+        self.limits_or_traces = False
         self.fleet = Fleet(self.counters)
         self.access = Access()
         self.connections: set[GatewayProtocol] = set()
@@ -83,6 +85,7 @@ class Gateway:
     def start(self) -> None:
         """Begin to look up and to probe backends, and to look at the files."""
         self.tracer = tracing.from_environment()
+        self.limits_or_traces = self.access.has_model_limits or self.tracer is not None
         self._watch()
         self._tick = asyncio.get_running_loop().call_later(_LOOK_INTERVAL, self._look)
 
@@ -166,6 +169,7 @@ class Gateway:
     def _apply_keys(self, keys: access.Keys) -> None:
         is_new = keys != self.access.keys
         self.access.apply(keys, self.fleet.table, asyncio_time())
+        self.limits_or_traces = self.access.has_model_limits or self.tracer is not None
         if is_new:
             count = "open" if keys.keys is None else len(keys.keys)
             log.info("keys loaded", extra=fields(revision=keys.revision, keys=count))

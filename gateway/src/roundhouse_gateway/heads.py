@@ -35,6 +35,8 @@ _NOT_TO_ENGINE = _HOP_BY_HOP | {
 }
 # Sanic gets its requests without a body.
 _NOT_TO_SANIC = _HOP_BY_HOP | {b"content-length", b"expect", b"x-request-id"}
+# They belong to the body, whatever Connection says.
+_OF_THE_BODY = frozenset((b"content-length", b"content-type"))
 _NOT_TO_CLIENT = _HOP_BY_HOP | {b"x-request-id", b"x-roundhouse-backend"}
 
 
@@ -128,10 +130,6 @@ def _kept(headers: Headers, dropped: frozenset[bytes]) -> Iterable[bytes]:
     for key, content in headers:
         if key.lower() == b"connection":
             nominated += (token.strip().lower() for token in content.split(b","))
-    # A header named by Connection is hop-by-hop too. Content-Length can't be: it frames the message.
-    without = (
-        dropped.union(nominated) - {b"content-length"} | (dropped & {b"content-length"})
-        if nominated
-        else dropped
-    )
+    # A header named by Connection is hop-by-hop too. Those that say how the body is to be read can't be.
+    without = dropped.union(set(nominated) - _OF_THE_BODY) if nominated else dropped
     return [b"%b: %b\r\n" % header for header in headers if header[0].lower() not in without]

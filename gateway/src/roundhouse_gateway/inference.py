@@ -31,11 +31,21 @@ ENDPOINTS: frozenset[bytes] = frozenset(
     f"/v1/{name}".encode() for name in _BELOW_V1 + _WITH_AND_WITHOUT_V1
 ) | frozenset(f"/{name}".encode() for name in _WITH_AND_WITHOUT_V1)
 
+# Those whose answers have numbers in them, and nothing that the client sent.
+WITHOUT_ECHO: frozenset[bytes] = frozenset(
+    path
+    for path in ENDPOINTS
+    if path.rpartition(b"/")[2] in (b"embeddings", b"pooling", b"classify", b"score")
+)
+
 Span: TypeAlias = tuple[int, int]
 Body: TypeAlias = bytes | bytearray
 Piece: TypeAlias = Body | memoryview
 NOWHERE: Span = (0, 0)
 
+# A charset that is not the one which bodies are read in here, or may be another to some reader.
+_OTHER_CHARSET = re.compile(rb'charset(?!\s*=\s*"?utf-?8"?\s*(?:;|$))', re.IGNORECASE)
+_FORM_PATHS = b"/v1/audio/"
 _FORM_TYPE = re.compile(rb"multipart/form-data\s*(?:;|$)", re.IGNORECASE)
 
 _NAME = re.compile(rb'"(?:model|owned_by|stream)"')
@@ -81,14 +91,19 @@ _decode_string = msgspec.json.Decoder(str | None).decode
 _encode_string = msgspec.json.Encoder().encode
 
 
-def read(body: Body, content_type: bytes) -> Asked:
+def read(body: Body, content_type: bytes, path: bytes = b"") -> Asked:
     """Return what the request with this `body` asks for.
 
     Raises GatewayError: invalid_json, invalid_form, invalid_value or duplicate_key.
     """
-    if _FORM_TYPE.match(content_type):
-        return _read_form(body, content_type)
-    return _read_json(body)
+    is_form = _FORM_TYPE.match(content_type) is not None
+    if not is_form and path.startswith(_FORM_PATHS):
+        # An engine might read it as a form of another type.
+        raise errors.invalid_form("audio comes as one")
+    if content_type != b"application/json" and _OTHER_CHARSET.search(content_type):
+        what = "its Content-Type names a charset other than utf-8"
+        raise errors.invalid_form(what) if is_form else errors.invalid_json(what)
+    return _read_form(body, content_type) if is_form else _read_json(body)
 
 
 def rewritten(body: Body, asked: Asked, served_model: str) -> list[Piece]:

@@ -6,7 +6,6 @@ Labels are what the operator named (models, engines, backends, keys), never what
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
 from typing import NamedTuple
 
 from roundhouse_gateway.counters import Counters
@@ -79,23 +78,23 @@ _SUM = WIDTH - 1
 
 
 class Ended(NamedTuple):
-    """A request that a backend had: how it ended, and how long it took; `first_byte` is None if nothing was answered.
+    """How a request ended that a backend had, and how long it took; `first_byte` is -1 if nothing was answered.
 
-    Times are in seconds, as of the event loop's clock, which counts milliseconds: of many requests most are the same.
+    Times are in milliseconds, as of the event loop's clock: of many requests most are the same.
     """
 
     key: str
     status: int
     code: str
-    first_byte: float | None
-    duration: float
+    first_byte: int
+    duration: int
 
 
 class BackendMetrics:
     """The numbers of one backend: where they are, and what is to be added to them.
 
-    To note something costs an append. `publish` adds it up and puts it where others read it, once a second and before
-    the metrics are read.
+    To note something changes one entry of a dict. `publish` adds them up and puts them where others read them, once a
+    second and before the metrics are read. (A list of what happened would be longer, and the garbage collector's work.)
     """
 
     __slots__ = (
@@ -117,7 +116,6 @@ class BackendMetrics:
         "gaps",
         "left",
         "retries",
-        "tokens",
     )
 
     def __init__(self, counters: Counters, model: str, owned_by: str, backend: str) -> None:
@@ -134,23 +132,13 @@ class BackendMetrics:
         self._left = series("roundhouse_client_cancellations", of_route)
         self._requests: dict[tuple[str, int, str], int] = {}
         self._tokens: dict[str, tuple[int, int]] = {}
-        # What is not published yet: requests that ended, seconds between pieces of streams, tokens read and written by
-        # the name of the key, and counts.
-        self.ended: list[tuple[str, int, str, float | None, float]] = []
-        self.gaps: list[float] = []
-        self.tokens: dict[str, list[int]] = {}
+        # What is not published yet: how many requests ended in each way, with their tokens read and written; how many
+        # gaps of so many milliseconds there were between pieces of streams; and counts.
+        self.ended: dict[tuple[str, int, str, int, int], list[int]] = {}
+        self.gaps: dict[int, int] = {}
         self.ejections = self.retries = self.left = 0
         # Connections that are open now.
         self.connections = 0
-
-    def used(self, key: str, read: int, written: int) -> None:
-        """Note tokens."""
-        found = self.tokens.get(key)
-        if found is None:
-            self.tokens[key] = [read, written]
-        else:
-            found[0] += read
-            found[1] += written
 
     def publish(self, in_flight: int) -> None:
         """Add up what was noted since the last time, and put it where all workers read it."""
@@ -161,24 +149,23 @@ class BackendMetrics:
         cells[self._retries] += self.retries
         cells[self._left] += self.left
         self.ejections = self.retries = self.left = 0
-        ended, self.ended = self.ended, []
-        for each, count in Counter(ended).items():
+        ended, self.ended = self.ended, {}
+        for each, (count, read, written) in ended.items():
             request = Ended(*each)
             cells[self._cell(request.key, request.status, request.code)] += count
-            if request.first_byte is not None:
+            if request.first_byte >= 0:
                 self._observe(self._first_byte, request.first_byte, count)
                 self._observe(self._duration, request.duration, count)
-        gaps, self.gaps = self.gaps, []
-        for gap, count in Counter(gaps).items():
+            if read or written:
+                first, second = self._token_cells(request.key)
+                cells[first] += read
+                cells[second] += written
+        gaps, self.gaps = self.gaps, {}
+        for gap, count in gaps.items():
             self._observe(self._between, gap, count)
-        used, self.tokens = self.tokens, {}
-        for key, (read, written) in used.items():
-            first, second = self._token_cells(key)
-            cells[first] += read
-            cells[second] += written
 
-    def _observe(self, histogram: int, seconds: float, count: int) -> None:
-        cells = self._counters.cells
+    def _observe(self, histogram: int, milliseconds: int, count: int) -> None:
+        cells, seconds = self._counters.cells, milliseconds / 1000
         cells[histogram + bisect_left(BOUNDS, seconds)] += count
         cells[histogram + _SUM] += seconds * count
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Callable
 
 import httptools
 
@@ -24,6 +25,9 @@ log = logging.getLogger(__name__)
 _known: dict[bytes, Request] = {}
 _MAX_KNOWN, _MAX_KNOWN_SIZE = 512, 4096
 
+# Bytes of a body that are taken before it is asked who sends it.
+_STRANGERS = 65_536
+
 
 class RequestReader:
     """Takes bytes, and puts requests into `waiting`, in the order they came. Sizes are in bytes.
@@ -33,6 +37,8 @@ class RequestReader:
     """
 
     __slots__ = (
+        "_admit",
+        "_has_body",
         "_head_size",
         "_max_body",
         "_max_header",
@@ -44,12 +50,21 @@ class RequestReader:
         "waiting",
     )
 
-    def __init__(self, max_header: int, max_body: int) -> None:
+    def __init__(
+        self,
+        max_header: int,
+        max_body: int,
+        admit: Callable[[Request], GatewayError | None] = lambda _: None,
+    ) -> None:
+        """`admit` is asked before a large body is taken; a request that it has an error for is refused."""
+        self._admit = admit
         self._max_header = max_header
         self._max_body = max_body
         self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
         self._head_size = 0
+        # Whether the data that came last ended a request, and whether it had a part of a body.
         self._queued = False
+        self._has_body = False
         # A request that offers to go on in another protocol.
         self._offer: Request | None = None
         self.incoming: Request | None = None
@@ -58,16 +73,18 @@ class RequestReader:
 
     def feed(self, data: bytes) -> None:
         """Take what the client sent."""
-        at_start = self.incoming is None
-        if at_start and self._take_known(data):
+        before = self.incoming
+        if before is None and self._take_known(data):
             return
-        self._queued = False
+        had_head = before is not None and before.has_head
+        self._queued = self._has_body = False
         self._parse(data)
         incoming = self.incoming
-        if at_start and incoming is None and self._queued and not self.ended:
+        if before is None and incoming is None and self._queued and not self.ended:
             self._remember(data)
-        # Of data that ended one request and began another, nobody knows how much is the head of the second.
-        if incoming is not None and not incoming.has_head and not self._queued:
+        # Of data that ended one request and began another, nobody knows how much is the head of the second. What
+        # is between and behind the chunks of a body must not grow for ever either.
+        if incoming is not None and incoming.has_head == had_head and not (self._queued or self._has_body):
             self._head_size += len(data)
             if self._head_size > self._max_header:
                 self.refuse(errors.headers_too_large(self._max_header))
@@ -187,7 +204,14 @@ class RequestReader:
         """Take a piece of the body."""
         request = self.incoming
         if request is not None:
+            self._has_body = True
+            self._head_size = 0
+            before = len(request.body)
             request.add(piece, self._max_body)
+            if request.error is None and before <= _STRANGERS < len(request.body):
+                request.error = self._admit(request)
+                if request.error is not None:
+                    request.body, request.keep_alive = b"", False
             if request.error is not None:
                 self._queue(request)
 

@@ -82,7 +82,7 @@ class GatewayProtocol(HttpProtocol):
         self._gateway: Gateway = self.app.ctx.gateway
         settings = self._gateway.settings
         self._deadline = Deadline(self.loop, self._expired)
-        self._reader = RequestReader(settings.max_header, settings.max_body)
+        self._reader = RequestReader(settings.max_header, settings.max_body, self._stranger)
         # The request that is being answered, and its exchange if it is not Sanic that answers.
         self._current: Request | None = None
         self._exchange: Exchange | None = None
@@ -340,9 +340,11 @@ class GatewayProtocol(HttpProtocol):
         gateway = self._gateway
         caller = gateway.access.anyone or gateway.access.caller(request.digest)
         account.key = caller.name
-        asked = inference.read(body, request.kind)
+        asked = inference.read(body, request.kind, request.path)
         route = caller.pick(asked.model, asked.owned_by)
-        account.enter(caller, route, len(body))
+        account.route, account.size = route, len(body)
+        if caller.meter is not None or gateway.limits_or_traces:
+            account.enter(caller, route)
         pieces = inference.rewritten(body, asked, route.served_model)
         backends = gateway.fleet.backends_of(route)
         exchange = Exchange(self, account, self._deadline, request, route, backends, pieces)
@@ -350,6 +352,14 @@ class GatewayProtocol(HttpProtocol):
         exchange.start()
         if self._half_closed:
             self._present()
+
+    def _stranger(self, request: Request) -> GatewayError | None:
+        """Return why somebody may not send a large body: he has no key."""
+        try:
+            _ = self._gateway.access.anyone or self._gateway.access.caller(request.digest)
+        except GatewayError as error:
+            return error
+        return None
 
     def _limit_reading(self) -> None:
         """Stop reading if much waits. Until then reading goes on: that is how a leaving is noticed."""

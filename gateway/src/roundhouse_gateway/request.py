@@ -1,12 +1,16 @@
 """One request of a client, as far as it has been read."""
 
 import os
+import re
 from collections.abc import Collection
 from typing import Self
 
 from roundhouse_gateway import access, errors, heads
 from roundhouse_gateway.errors import GatewayError
 from roundhouse_gateway.heads import Headers
+
+# The absolute form of a target, which proxies get, up to its path.
+_AUTHORITY = re.compile(rb"[^:/?#]+://[^/?#]*")
 
 # Random ids, drawn ahead: to ask the kernel for each costs more than all else that is done for an id.
 _ids: list[str] = []
@@ -122,10 +126,10 @@ class Request:
         self.keep_alive = keep_alive
         self.name()
         if not self.target.startswith(b"/"):
-            # The absolute form, which proxies get, means the same.
-            _, _, authority_and_path = self.target.partition(b"://")
-            _, slash, path = authority_and_path.partition(b"/")
-            self.target = slash + path or self.target
+            authority = _AUTHORITY.match(self.target)
+            if authority:
+                rest = self.target[authority.end() :]
+                self.target = rest if rest.startswith(b"/") else b"/" + rest
         self.path = self.target.partition(b"?")[0]
         self.error = self._check(version, max_header, max_body)
 
@@ -168,7 +172,7 @@ class Request:
             self.body = bytearray(body) + piece
 
     def _check(self, version: str, max_header: int, max_body: int) -> GatewayError | None:
-        hosts = length = 0
+        hosts = types = length = 0
         size = len(self.target)
         coding = b""
         for name, value in self.headers:
@@ -176,6 +180,8 @@ class Request:
             match name.lower():
                 case b"host":
                     hosts += 1
+                case b"content-type":
+                    types += 1
                 case b"content-length":
                     length = int(value)
                 case b"transfer-encoding":
@@ -188,6 +194,8 @@ class Request:
             return errors.headers_too_large(max_header)
         if hosts > 1 or (hosts == 0 and not self.http10):
             return errors.bad_request("it must have one Host header")
+        if types > 1:
+            return errors.bad_request("it must not have more than one Content-Type header")
         if coding and (coding != b"chunked" or self.http10):
             return errors.bad_request("only HTTP/1.1 has a Transfer-Encoding, and it must be just 'chunked'")
         if self.method == b"CONNECT":

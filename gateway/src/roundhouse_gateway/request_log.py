@@ -56,12 +56,15 @@ class RequestLog:
         status: int,
         code: str,
         size: int,
-        first_byte: float | None,
-        duration: float,
+        first_byte: int,
+        duration: int,
         tokens: tuple[int, int],
         end: str,
     ) -> None:
-        """Log a request. Times are in seconds, `size` in bytes; tokens are 0 where they are not known."""
+        """Log a request. Times are in milliseconds, `size` in bytes.
+
+        `first_byte` is -1 if there was none, and tokens are 0 where they are not known.
+        """
         now = time.time()
         second = int(now)
         if second != self._second:
@@ -72,21 +75,21 @@ class RequestLog:
         name = backend.name if backend is not None else ""
         milliseconds = int((now - second) * 1000)
         if self._is_json:
-            first = "null" if first_byte is None else f"{first_byte * 1000:.0f}"
+            first = "null" if first_byte < 0 else str(first_byte)
             used = f'"tokens_in": {tokens[0]}, "tokens_out": {tokens[1]}' if any(tokens) else _UNKNOWN
             text = (
                 f'{{"time": "{self._when}.{milliseconds:03d}Z", "level": "info", "event": "request", '
                 f'"request_id": {_json(request.id)}{_json_names(path, key, model, engine, name)}, '
                 f'"status": {status}, "code": "{code}", "bytes": {size}, "first_byte_ms": {first}, '
-                f'"ms": {duration * 1000:.0f}, {used}, "end": "{end}"}}\n'
+                f'"ms": {duration}, {used}, "end": "{end}"}}\n'
             )
         else:
-            first = "" if first_byte is None else f" first_byte_ms={first_byte * 1000:.0f}"
+            first = "" if first_byte < 0 else f" first_byte_ms={first_byte}"
             used = f" tokens_in={tokens[0]} tokens_out={tokens[1]}" if any(tokens) else ""
             text = (
                 f"{self._when}.{milliseconds:03d}Z INFO request id={quoted(request.id)}"
                 f"{_names(path, key, model, engine, name)} status={status}{code and f' code={code}'} bytes={size}"
-                f'{first} ms={duration * 1000:.0f}{used} end="{end}"\n'
+                f'{first} ms={duration}{used} end="{end}"\n'
             )
         self._lines.append(text)
         self._size += len(text)
