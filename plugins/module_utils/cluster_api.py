@@ -132,6 +132,17 @@ class Cluster:
         """The Deployments with these labels."""
         return self._items("list Deployments", self._apps.list_namespaced_deployment, selector)
 
+    def daemon_set(self, name: str) -> Thing | None:
+        """A DaemonSet; None if there is none of that name."""
+        call = self._apps.read_namespaced_daemon_set
+        text = self._ask(f"get the DaemonSet {name}", call, name=name, absent=(404,))
+        return None if text is None else json.loads(text)
+
+    def nodes(self) -> list[Thing] | None:
+        """The cluster's nodes; None if this user may not see them."""
+        text = self._ask("list nodes", without_namespace(self._core.list_node), absent=(403,))
+        return None if text is None else list(json.loads(text)["items"])
+
     def replica_sets(self, selector: str = "") -> list[Thing]:
         """The ReplicaSets with these labels."""
         return self._items("list ReplicaSets", self._apps.list_namespaced_replica_set, selector)

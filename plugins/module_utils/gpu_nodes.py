@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import time
@@ -312,23 +311,9 @@ def waiting(view: View) -> Waiting:
 # Asking
 
 
-def nodes(cluster: cluster_api.Cluster) -> list[Thing] | None:
-    """The cluster's nodes; None if this user may not see them."""
-    call = cluster_api.without_namespace(cluster._core.list_node)
-    text = cluster._ask("list nodes", call, absent=(403,))
-    return None if text is None else list(json.loads(text)["items"])
-
-
-def daemon_set(cluster: cluster_api.Cluster, name: str) -> dict[str, Any] | None:
-    """A DaemonSet; None if there is none of that name."""
-    call = cluster._apps.read_namespaced_daemon_set
-    text = cluster._ask(f"get the DaemonSet {name}", call, name=name, absent=(404,))
-    return None if text is None else dict(json.loads(text))
-
-
 def look_once(access: cluster_api.Access, cluster: cluster_api.Cluster, wanted: int) -> dict[str, Any]:
     """What the nodes offer, where the plugin is not ours. Raises JobError if they offer nothing."""
-    found = nodes(cluster)
+    found = cluster.nodes()
     if found is None:
         words = f"This user may not see the nodes, so it is unknown whether any offers {GPU}."
         return {"gpus": {}, "warnings": [words]}
@@ -400,7 +385,7 @@ class Wait:
 
     def look(self, cluster: cluster_api.Cluster) -> View:
         """The DaemonSet and what belongs to it, and the nodes, now."""
-        found = daemon_set(cluster, self.name)
+        found = cluster.daemon_set(self.name)
         if found is None:
             raise job.JobError(f"There is no {self.title}: apply it first.")
         pods = cluster.pods(rollouts.selector(found))
@@ -409,7 +394,7 @@ class Wait:
             if not rollouts.is_ready(pod):
                 events += cluster.events(pod["metadata"]["uid"])
         logs = {pod["metadata"]["name"]: self.log(cluster, pod) for pod in pods}
-        return View(nodes(cluster) or [], found, pods, events, logs)
+        return View(cluster.nodes() or [], found, pods, events, logs)
 
     def log(self, cluster: cluster_api.Cluster, pod: Thing) -> list[str]:
         """The log of a pod's container, or of its run before this one."""

@@ -394,11 +394,15 @@ class FakeCluster:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, found: gpu_nodes.View | None, **answers: Any) -> None:
         self.found = found
         self.deleted: list[str] = []
-        monkeypatch.setattr(
-            gpu_nodes, "nodes", lambda _: answers.get("nodes", found.nodes if found else None)
-        )
-        monkeypatch.setattr(gpu_nodes, "daemon_set", lambda *_: found.daemon_set if found else None)
+        self._nodes = answers.get("nodes", found.nodes if found else None)
         monkeypatch.setattr(time, "sleep", lambda _: None)
+
+    def nodes(self) -> Any:
+        return self._nodes
+
+    def daemon_set(self, name: str) -> Any:
+        assert name == PLUGIN
+        return self.found.daemon_set if self.found else None
 
     def pods(self, selector: str) -> list[Thing]:
         assert selector == f"app.kubernetes.io/instance={PLUGIN}"
