@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -9,13 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
-from bench import nginx
+from bench import load, nginx
 from bench.processes import BenchError, Running, free_port
 
 # (folder for its files, port to listen on, port of the upstream, whether it is to carry streams)
 Start: TypeAlias = Callable[[Path, int, int, bool], Running]
 
 DIRECT, NGINX, OURS = "direct", "nginx", "roundhouse"
+# The same with keys and limits, and with a line in the log for each request.
+KEYS, LOG = "roundhouse, keys", "roundhouse, log"
 ROUTERS = {"vllm-router": "0.1.17", "sglang-router": "0.3.2"}
 
 _SOURCE = Path(__file__).parents[1] / "src"
@@ -74,8 +77,8 @@ def routing_map(upstream: int, models: int = 1) -> str:
     return json.dumps(document)
 
 
-def roundhouse(folder: Path, port: int, to: int, models: int = 1) -> Running:
-    """Start the gateway, with the Python that runs this."""
+def roundhouse(folder: Path, port: int, to: int, models: int = 1, **environment: object) -> Running:
+    """Start the gateway, with the Python that runs this. It logs no requests unless it is told to."""
     folder.mkdir(parents=True, exist_ok=True)
     routes = folder / "routes.yml"
     routes.write_text(routing_map(to, models))
@@ -85,7 +88,21 @@ def roundhouse(folder: Path, port: int, to: int, models: int = 1) -> Running:
         PYTHONPATH=_SOURCE,
         ROUNDHOUSE_ROUTES=routes,
         ROUNDHOUSE_PORT=port,
+        **{"ROUNDHOUSE_LOG_SAMPLE": 0, **environment},
     )
+
+
+def _with_keys(folder: Path, port: int, to: int, _streams: bool) -> Running:
+    folder.mkdir(parents=True, exist_ok=True)
+    keys = folder / "keys.yml"
+    digest = hashlib.sha256(load.KEY.encode()).hexdigest()
+    limits = {"requests_per_minute": 10**9, "tokens_per_minute": 10**12, "max_in_flight": 10**6}
+    keys.write_text(json.dumps([{"name": "bench", "sha256": digest} | limits]))
+    return roundhouse(folder, port, to, ROUNDHOUSE_KEYS=keys)
+
+
+def _with_log(folder: Path, port: int, to: int, _streams: bool) -> Running:
+    return roundhouse(folder, port, to, ROUNDHOUSE_LOG_SAMPLE=1)
 
 
 def _nginx(folder: Path, port: int, to: int, streams: bool) -> Running:
@@ -120,5 +137,5 @@ def starters(cache: Path, wanted: list[str] | None) -> tuple[dict[str, Start], d
             skipped[name] = str(error)
         else:
             start[name] = _router(python, f"{name.replace('-', '_')}.launch_router")
-    start[OURS] = _roundhouse
+    start |= {OURS: _roundhouse, KEYS: _with_keys, LOG: _with_log}
     return {k: v for k, v in start.items() if wanted is None or k in wanted}, skipped

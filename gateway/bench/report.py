@@ -84,6 +84,11 @@ def targets(requests: Figures, streams: Figures, models: Figures) -> list[dict[s
             0.6,
             lambda n=load: cpu(requests, peers.OURS, n) / router(requests, n),
         )
+    add(
+        "CPU per request with keys and limits, 32 connections, x without",
+        1.1,
+        lambda: cpu(requests, peers.KEYS, "32") / cpu(requests, peers.OURS, "32"),
+    )
     for load in ("64", "256"):
         ours = f"CPU per token, {load} streams"
         add(

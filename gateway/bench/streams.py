@@ -15,8 +15,11 @@ from typing import cast
 
 import uvloop
 
+from bench.load import KEY
+
 _REQUEST = (
     b"POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+    b"Authorization: Bearer " + KEY.encode() + b"\r\n"
     b"Content-Length: %d\r\n\r\n%b"
 )
 _BODY = b'{"model":"tiny","stream":true,"messages":[{"role":"user","content":"Say %d words, %d ms apart."}]}'

@@ -183,6 +183,17 @@ class TestRequests:
             assert value(samples, "roundhouse_requests_total", **wanted) == 1
 
 
+async def test_a_backend_that_is_taken_out(roundhouse: Roundhouse, engine: FakeEngine) -> None:
+    client = await roundhouse.connect()
+    await client.ask(ASK)
+    assert value(await scraped(roundhouse), "roundhouse_upstream_connections", **ONE, backend="one") == 1
+    roundhouse.write_map(simple_map(engine, revision="2", names="other"))
+    await until(lambda: roundhouse.gateway.fleet.table.revision == "2")
+    samples = await scraped(roundhouse)
+    assert value(samples, "roundhouse_upstream_connections", **ONE, backend="one") == 0
+    assert {dict(labels)["backend"] for labels in samples["roundhouse_backend_healthy"]} == {"other"}
+
+
 class TestLoads:
     async def test_reloads_and_refusals(self, roundhouse: Roundhouse, engine: FakeEngine) -> None:
         roundhouse.write_map({})

@@ -55,9 +55,6 @@ class Fleet:
                     backend = Backend(route, address, self._counters, key)
                 elif (backend.model, backend.owned_by) != (route.model, route.owned_by):
                     # Another model at the same place: its numbers are others. Requests in flight end as the old one.
-                    backend.metrics.publish(backend.in_flight)
-                    backend.close_idle()
-                    backend.removed = True
                     leaving.append(backend)
                     backend = Backend(route, address, self._counters, key)
                 else:
@@ -66,11 +63,14 @@ class Fleet:
                 by_address[place] = backend
                 backends.append(backend)
             by_route[route] = backends
-        for backend in known.values():
+        leaving += known.values()
+        for backend in leaving:
             backend.metrics.publish(backend.in_flight)
             backend.removed = True
             backend.close_idle()
-        self.leaving = [backend for backend in (*known.values(), *leaving) if backend.in_flight]
+            if not backend.in_flight:
+                backend.metrics.gone()
+        self.leaving = [backend for backend in leaving if backend.in_flight]
         self.table, self._by_address, self._by_route = table, by_address, by_route
 
     def names(self) -> set[str]:
@@ -103,8 +103,9 @@ class Fleet:
             if backend.idle:
                 backend.close_idle(before)
         self.publish()
-        if self.leaving:
-            self.leaving = [backend for backend in self.leaving if backend.in_flight]
+        for backend in [backend for backend in self.leaving if not backend.in_flight]:
+            backend.metrics.gone()
+            self.leaving.remove(backend)
 
     def close(self) -> None:
         """Close all idle connections."""

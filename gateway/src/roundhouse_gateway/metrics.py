@@ -164,6 +164,10 @@ class BackendMetrics:
         for gap, count in gaps.items():
             self._observe(self._between, gap, count)
 
+    def gone(self) -> None:
+        """Take note that the backend is no more: nothing of it is open."""
+        self._counters.cells[self._in_flight] = self._counters.cells[self._connections] = 0.0
+
     def _observe(self, histogram: int, milliseconds: int, count: int) -> None:
         cells, seconds = self._counters.cells, milliseconds / 1000
         cells[histogram + bisect_left(BOUNDS, seconds)] += count
