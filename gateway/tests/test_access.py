@@ -215,6 +215,14 @@ class TestReload:
         [record] = [record for record in caplog.records if record.getMessage() == "keys refused"]
         assert secret("all") not in json.dumps(record.__dict__, default=str)
 
+    async def test_models_that_are_not_served_are_told(
+        self, roundhouse: Roundhouse, keys: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        write_keys(keys, key("a", models=["tiny", "tyni"]), key("b"))
+        await until(lambda: len(roundhouse.gateway.access.keys.keys or ()) == 2)
+        [record] = [each for each in caplog.records if each.getMessage().startswith("key for models")]
+        assert vars(record)["fields"] == {"key": "a", "models": ["tyni"]}
+
     async def test_a_missing_file_keeps_the_keys(self, roundhouse: Roundhouse, keys: Path) -> None:
         remove(keys)
         await until(lambda: roundhouse.gateway.keys_loads.last_error)

@@ -170,9 +170,17 @@ class Gateway:
         is_new = keys != self.access.keys
         self.access.apply(keys, self.fleet.table, asyncio_time())
         self.limits_or_traces = self.access.has_model_limits or self.tracer is not None
-        if is_new:
-            count = "open" if keys.keys is None else len(keys.keys)
-            log.info("keys loaded", extra=fields(revision=keys.revision, keys=count))
+        if not is_new:
+            return
+        count = "open" if keys.keys is None else len(keys.keys)
+        log.info("keys loaded", extra=fields(revision=keys.revision, keys=count))
+        for key in keys.keys or ():
+            unknown = (
+                [] if key.models == "all" else [m for m in key.models if m not in self.fleet.table.names]
+            )
+            if unknown:
+                # Not refused: the model may come with the next map.
+                log.warning("key for models that are not served", extra=fields(key=key.name, models=unknown))
 
 
 def asyncio_time() -> float:
