@@ -1,10 +1,16 @@
 """Which backend gets a request, what happens when it does not answer, and the way out and back in."""
 
 import asyncio
+import json
 import socket
 from typing import Any
 
 import pytest
+
+from roundhouse_gateway import routing
+from roundhouse_gateway.counters import Counters, Slab
+from roundhouse_gateway.fleet import Fleet
+from roundhouse_gateway.health import Prober, Target
 
 from .client import get, post
 from .conftest import Roundhouse, StartEngine, StartGateway, simple_map, until
@@ -256,6 +262,36 @@ async def test_replica_that_restarts(start_gateway: StartGateway, start_engine: 
     await until(lambda: not roundhouse.backend("one").suspect)
     names = [(await clients[1].ask(ASK)).headers["x-roundhouse-backend"] for _ in range(2)]
     assert sorted(names) == ["one", "two"]
+
+
+async def test_a_probe_from_before_a_failure_heals_nothing(engine: FakeEngine) -> None:
+    class SlowProber(Prober):
+        """Has a good answer for every probe, each when it is told to."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.begun = 0
+            self.go_on = asyncio.Semaphore(0)
+
+        async def _probe(self, target: Target) -> str | None:
+            self.begun += 1
+            await self.go_on.acquire()
+            return None
+
+    fleet = Fleet(Counters([Slab()]))
+    fleet.apply(routing.load(json.dumps(simple_map(engine, health={"interval": 0.001})).encode()))
+    [(_, [backend])] = fleet.all()
+    prober = SlowProber()
+    prober.watch(fleet)
+    await until(lambda: prober.begun == 1)
+    backend.failed("reset the connection")
+    prober.go_on.release()
+    await until(lambda: prober.begun == 2)
+    assert backend.suspect
+    prober.go_on.release()
+    await until(lambda: prober.begun == 3)
+    assert not backend.suspect
+    await prober.stop()
 
 
 async def test_replica_that_died_while_idle(start_gateway: StartGateway, start_engine: StartEngine) -> None:

@@ -37,6 +37,7 @@ class Backend:
     __slots__ = (
         "ejected",
         "failures",
+        "faults",
         "host",
         "idle",
         "in_flight",
@@ -64,7 +65,8 @@ class Backend:
         self.port = parts.port or 80
         self.idle: list[EngineConnection] = []
         self.in_flight = 0
-        self.failures = 0
+        # Failures in a row, and in all.
+        self.failures = self.faults = 0
         self.ejected = False
         # True from any failure to the next good probe: others are asked first meanwhile.
         self.suspect = False
@@ -99,6 +101,7 @@ class Backend:
     def failed(self, why: str) -> None:
         """Note that the backend did not answer a request or a probe."""
         self.failures += 1
+        self.faults += 1
         self.suspect = True
         self.last_error = why
         if self.failures >= _PATIENCE and not (self.ejected or self.removed):

@@ -61,9 +61,12 @@ class Prober:
     async def _probe_for_ever(self, target: Target, delay: float) -> None:
         await asyncio.sleep(delay)
         while True:
+            faults = {backend: backend.faults for backend in self._backends.get(target, ())}
             error = await self._probe(target)
             for backend in self._backends.get(target, ()):
-                backend.probed(error)
+                # A good answer says nothing of what went wrong while it was on its way.
+                if error is not None or backend.faults == faults.get(backend, 0):
+                    backend.probed(error)
             await asyncio.sleep(target.interval)
 
     async def _probe(self, target: Target) -> str | None:
