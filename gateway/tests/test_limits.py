@@ -166,6 +166,30 @@ async def test_tokens_of_a_stream(start: Start, engine: FakeEngine, tells: bool,
     assert remaining == pytest.approx(left, abs=5)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_who_leaves_early_has_used_something(start: Start, engine: FakeEngine, *, stream: bool) -> None:
+    """Else a client could take an answer but for its last event, and pay nothing."""
+    told = b'data: {"type":"message_start","message":{"usage":{"input_tokens":3,"output_tokens":1}}}\n\n'
+
+    async def script(turn: Turn) -> None:
+        if stream:
+            await turn.send(STREAM_HEAD, chunk(told), chunk(event("word") * 300))
+        await turn.until_left()
+
+    engine.script = script
+    roundhouse = await start(key("a", tokens_per_minute=1000))
+    client = await roundhouse.connect()
+    await client.send(post(ASK | {"stream": stream}, bearer("a")))
+    await until(lambda: engine.turns)
+    if stream:
+        await client.read_until(event("word") * 300)
+    client.reset()
+    await until(roundhouse.is_quiet)
+    meter = roundhouse.gateway.access._of_keys["a"]
+    left = meter.headers(asyncio.get_running_loop().time())["tokens"][1]
+    assert left == pytest.approx(1000 - 120 - (301 if stream else 0), abs=10)
+
+
 async def test_in_flight(start: Start, engine: FakeEngine) -> None:
     roundhouse = await start(key("greedy", max_in_flight=2), key("modest"))
     held = Held(engine)

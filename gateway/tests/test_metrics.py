@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from roundhouse_gateway import counters, exposition, metrics, usage
 from roundhouse_gateway.counters import Counters, Slab
-from roundhouse_gateway.metrics import BOUNDS, METRICS, STATE, WIDTH, BackendMetrics
+from roundhouse_gateway.metrics import BOUNDS, METRICS, STATE, WIDTH, BackendMetrics, State
 
 from .client import Client, get, post
 from .conftest import Roundhouse, StartEngine, StartGateway, simple_map, until
@@ -194,7 +194,93 @@ async def test_a_backend_that_is_taken_out(roundhouse: Roundhouse, engine: FakeE
     assert {dict(labels)["backend"] for labels in samples["roundhouse_backend_healthy"]} == {"other"}
 
 
+async def test_a_model_that_moves_in_keeps_what_it_has(roundhouse: Roundhouse, engine: FakeEngine) -> None:
+    """A backend whose place another model takes ends as it is; the new one stays the same at the next reload."""
+    go_on = asyncio.Event()
+
+    async def script(turn: Turn) -> None:
+        await go_on.wait()
+        await turn.send(answer(CHAT))
+
+    engine.script = script
+    clients = [await roundhouse.connect() for _ in range(2)]
+    await clients[0].send(ASK)
+    await until(lambda: len(engine.turns) == 1)
+    for revision in ("2", "3"):
+        document = simple_map(engine, revision=revision)
+        document["models"][0]["model"] = "other"
+        roundhouse.write_map(document)
+        await until(lambda wanted=revision: roundhouse.gateway.fleet.table.revision == wanted)
+        if revision == "2":
+            await clients[1].send(post({"model": "other"}))
+            await until(lambda: len(engine.turns) == 2)
+    assert roundhouse.backend().in_flight == 1
+    go_on.set()
+    assert [(await client.answer()).status for client in clients] == [200, 200]
+    samples = await scraped(roundhouse)
+    for model in ("tiny", "other"):
+        labels = ONE | {"model": model, "backend": "one"}
+        assert value(samples, "roundhouse_requests_total", **labels, key="", status="200", code="") == 1
+        assert value(samples, "roundhouse_requests_in_flight", **labels) == 0
+
+
+async def test_a_route_without_backends_is_not_healthy(
+    start_gateway: StartGateway, engine: FakeEngine
+) -> None:
+    document = simple_map(engine)
+    document["models"][0]["engines"][0]["backends"][0] |= {"url": "http://nobody.invalid:1", "resolve": True}
+    roundhouse = await start_gateway(document)
+    assert value(await scraped(roundhouse), "roundhouse_backend_healthy", **ONE, backend="") == 0
+    assert len((await scraped(roundhouse))["roundhouse_backend_healthy"]) == 1
+
+
+async def test_the_head_of_a_stream_is_no_first_byte(
+    roundhouse: Roundhouse, client: Client, engine: FakeEngine
+) -> None:
+    go_on = asyncio.Event()
+
+    async def script(turn: Turn) -> None:
+        await turn.send(STREAM_HEAD)
+        await go_on.wait()
+        await turn.send(chunk(event("one") + DONE) + END)
+
+    engine.script = script
+    await client.send(ASK)
+    await client.head()
+    # The clock goes on while the engine thinks.
+    started = asyncio.get_running_loop().time()
+    await until(lambda: asyncio.get_running_loop().time() > started + 0.02)
+    go_on.set()
+    await client.read_until(END)
+    samples = await scraped(roundhouse)
+    assert value(samples, "roundhouse_time_to_first_byte_seconds_sum", **ONE) >= 0.02
+    assert value(samples, "roundhouse_time_between_chunks_seconds_count", **ONE) == 0
+
+
+async def test_guesses_on_the_control_plane_count(
+    start_gateway: StartGateway, engine: FakeEngine, tmp_path: Path
+) -> None:
+    keys = write_keys(tmp_path / "keys.yml", key("boss", admin=True))
+    roundhouse = await start_gateway(simple_map(engine), keys=keys)
+    client = await roundhouse.connect()
+    for path in ("/v1/models", "/metrics", "/routes"):
+        assert (await client.ask(get(path, "x-api-key: guess"))).status == 401
+    wanted = {"model": "", "engine": "", "backend": "", "key": "", "status": "401", "code": "invalid_api_key"}
+    assert value(await scraped(roundhouse, bearer("boss")), "roundhouse_requests_total", **wanted) == 3
+
+
 class TestLoads:
+    async def test_what_could_not_be_read_for_a_moment(self, roundhouse: Roundhouse) -> None:
+        aside = roundhouse.path.with_suffix(".aside")
+        roundhouse.path.replace(aside)
+        await until(lambda: roundhouse.gateway.map_loads.last_error)
+        assert value(await scraped(roundhouse), "roundhouse_map_last_load_successful") == 0
+        aside.replace(roundhouse.path)
+        await until(lambda: roundhouse.gateway.map_loads.last_error is None)
+        samples = await scraped(roundhouse)
+        assert value(samples, "roundhouse_map_last_load_successful") == 1
+        assert value(samples, "roundhouse_map_reloads_total") == 0
+
     async def test_reloads_and_refusals(self, roundhouse: Roundhouse, engine: FakeEngine) -> None:
         roundhouse.write_map({})
         await until(lambda: roundhouse.gateway.map_loads.last_error)
@@ -221,7 +307,7 @@ class TestCounters:
                 metrics.begin(parent, slot)
                 numbers = BackendMetrics(parent, "m", "e", "b")
                 numbers.ended["k", 200, "", 3, 200] = [10, 1, 2]
-                numbers.publish(5)
+                numbers.publish(State(in_flight=5))
                 os._exit(0)
             assert os.waitpid(pid, 0)[1] == 0
         sums = exposition.sums(slabs)
@@ -251,7 +337,7 @@ class TestCounters:
         numbers = BackendMetrics(found, "m", "e", "b")
         numbers.gaps = dict(collections.Counter(milliseconds))
         seconds = [each / 1000 for each in milliseconds]
-        numbers.publish(0)
+        numbers.publish(State())
         cells = exposition.sums(found.slabs)["roundhouse_time_between_chunks_seconds"][("m", "e")]
         for index, bound in enumerate(BOUNDS):
             assert sum(cells[: index + 1]) == sum(each <= bound for each in seconds)

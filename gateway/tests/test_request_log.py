@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from roundhouse_gateway import request_log
 from roundhouse_gateway.request_log import RequestLog
 
 from .client import get, post
@@ -147,6 +148,22 @@ async def test_a_sample_and_all_that_went_wrong(roundhouse: Roundhouse, sample: 
     log.flush()
     statuses = [json.loads(line)["status"] for line in out.getvalue().splitlines()]
     assert (statuses.count(200), statuses.count(401)) == (logged, 1)
+
+
+async def test_no_room_for_a_line_hurts_nobody(
+    roundhouse: Roundhouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(28, f"No space left on device for {len(text)} characters")
+
+    monkeypatch.setattr(request_log, "_MOST", 0)
+    roundhouse.gateway.request_log = RequestLog("text", 1.0, Full())
+    client = await roundhouse.connect()
+    for _ in range(3):
+        assert (await client.ask(post(ASK, bearer("alice")))).status == 200
+    assert (await client.ask(post(ASK))).status == 401
+    assert roundhouse.is_quiet()
 
 
 async def test_lines_are_written_by_and_by(roundhouse: Roundhouse) -> None:

@@ -35,6 +35,9 @@ _HEADER = """\
 # playbooks/keys.yml and playbooks/serve.yml. Keys that are added by hand stay, comments do not.
 """
 
+# What might be a key, ours or somebody's.
+_SECRET = re.compile(r"rh-|sk-|[A-Za-z0-9_+/=-]{24}")
+
 _NAME = re.compile(r"[A-Za-z0-9._@-]{1,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -127,7 +130,8 @@ def _read(entry: Any, place: str, ours: bool, problems: list[str]) -> Key | None
     if isinstance(entry.get("name"), str):
         place = f"{place} ({entry['name']})"
     for unknown in [str(key) for key in entry if key not in known]:
-        problems.append(f"{place}: unknown key '{unknown}'{did_you_mean(unknown, known)}")
+        shown = "that may be a key itself" if _SECRET.search(unknown) else f"'{unknown}'"
+        problems.append(f"{place}: unknown key {shown}{did_you_mean(unknown, known)}")
     checks = dict(_CHECKS) | ({"name": _OUR_NAME} if ours else {})
     for name in known:
         value = entry.get(name)
@@ -210,6 +214,8 @@ _OUR_NAME: _Check = (
 
 def _shown(value: Any) -> str:
     text = repr(value) if isinstance(value, str) else str(value)
+    if _SECRET.search(text):
+        return "what it is"  # which may be a key
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -242,7 +248,10 @@ def merged(keys: Keys, inventory: Sequence[Key]) -> Keys:
         raise JobError("\n  - ".join(["The keys can't be used, nothing was changed:", *problems]))
     if keys is None and not inventory:
         return None
-    return (*others, *(replace(key, origin=INVENTORY) for key in inventory))
+    # Each in its place, so that the same keys make the same file.
+    ours = {key.name: replace(key, origin=INVENTORY) for key in inventory}
+    there = [ours.pop(key.name, None) if key.origin == INVENTORY else key for key in keys or ()]
+    return (*(key for key in there if key is not None), *ours.values())
 
 
 def _from(key: Key) -> str:

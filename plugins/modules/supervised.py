@@ -34,6 +34,10 @@ options:
     description: The program's environment, besides a few variables of the machine. Readable by its user only.
     type: dict
     default: {}
+  secrets:
+    description: More of its environment, which is in no log, neither here nor on the host.
+    type: dict
+    default: {}
   labels:
     description: What the program is. Shown by C(program_status). V(port) is checked before it is started.
     type: dict
@@ -138,6 +142,7 @@ def main() -> None:
             "name": {"type": "str", "required": True},
             "command": {"type": "list", "elements": "str", "required": True},
             "environment": {"type": "dict", "default": {}},
+            "secrets": {"type": "dict", "default": {}, "no_log": True},
             "labels": {"type": "dict", "default": {}},
             "inputs": {"type": "dict", "default": {}},
             "stop_timeout": {"type": "float", "default": 30},
@@ -161,7 +166,7 @@ def main() -> None:
     program = supervisor.Program(
         name=given["name"],
         command=given["command"],
-        environment={key: str(value) for key, value in given["environment"].items()},
+        environment={key: str(value) for key, value in (given["environment"] | given["secrets"]).items()},
         labels=given["labels"],
         stop_timeout=given["stop_timeout"],
         inputs={key: str(value) for key, value in given["inputs"].items()},

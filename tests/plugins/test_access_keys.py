@@ -448,6 +448,26 @@ class TestModule:
 # In a cluster
 
 
+def test_the_same_keys_make_the_same_file() -> None:
+    """Whatever the order in which they came: a second run changes nothing."""
+
+    def ours(*names: str) -> list[access_keys.Key]:
+        return [access_keys.Key(name, access_keys.digest(name)) for name in names]
+
+    first = access_keys.with_operator(access_keys.merged(None, ours("ci", "cd")), "rh-plain")
+    assert access_keys.merged(first, ours("ci", "cd")) == first
+    more = access_keys.created(
+        first, access_keys.Key("a", access_keys.digest("a"), origin=access_keys.PLAYBOOK)
+    )
+    assert access_keys.merged(more, ours("cd", "ci")) == more
+    assert [key.name for key in access_keys.merged(more, ours("ci", "new")) or ()] == [
+        "ci",
+        "operator",
+        "a",
+        "new",
+    ]
+
+
 class FakeCluster:
     """A cluster with one Secret, as the API keeps it."""
 

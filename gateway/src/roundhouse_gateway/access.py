@@ -7,6 +7,7 @@ client presents is hashed, and looked up by its hash: how long that takes tells 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Annotated, Literal
@@ -67,7 +68,9 @@ def load(content: bytes) -> Keys:
     try:
         keys = msgspec.yaml.decode(content, type=list[Key] | Literal["open"])
     except msgspec.ValidationError as error:
-        raise KeysError([f"The keys have not the shape they must have: {error}."]) from None
+        raise KeysError(
+            [f"The keys have not the shape they must have: {_without_values(str(error))}."]
+        ) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise KeysError(["The keys are no YAML."]) from None
     if keys == _OPEN:
@@ -76,6 +79,18 @@ def load(content: bytes) -> Keys:
     if problems:
         raise KeysError(problems)
     return Keys(tuple(keys), revision)
+
+
+def _without_values(message: str) -> str:
+    """Return what msgspec says without what stands in the file, which may be a key: names and places are ours."""
+    known = {*Key.__struct_fields__, "array", "object", "str", "int", "bool", "null", "float"}
+
+    def shown(found: re.Match[str]) -> str:
+        return (
+            found[0] if found[1].startswith("$") or found[1] in known or found[1].startswith("^") else "'...'"
+        )
+
+    return re.sub(r"[`']([^`']*)[`']", shown, message)
 
 
 def _problems(keys: list[Key]) -> Iterator[str]:

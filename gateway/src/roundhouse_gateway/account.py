@@ -31,8 +31,12 @@ _ENDS = {
     "draining": "gateway stopped",
 }
 
-# An engine tells nothing of a stream unless its client asks for that. Its limits count pieces then, and a token for so
-# many bytes of the request, up to that many: an image is no text.
+#: How others end.
+_COMPLETE, _CLIENT_LEFT = "complete", "client left"
+
+# An engine tells nothing of a stream unless its client asks for that, nor of an answer that broke off. Limits count
+# events then, and a token for so many bytes of the request (up to that many: an image is no text) and of an answer that
+# is none of events.
 _BYTES_OF_TOKEN, _MOST_OF_PROMPT = 4, 32_768
 
 #: Status of requests whose clients left before there was one; nginx has it, too.
@@ -44,13 +48,14 @@ class Account:
 
     __slots__ = (
         "_began",
-        "_chunks",
         "_closed",
         "_first_byte",
         "_gateway",
         "_last",
         "_meters",
         "_request",
+        "events",
+        "is_limited",
         "key",
         "route",
         "size",
@@ -64,8 +69,10 @@ class Account:
         self._began = now
         self._meters: tuple[Meter, ...] = ()
         self._first_byte = self._last = 0.0
-        self._chunks = 0
         self._closed = False
+        # Whether somebody counts its tokens, and the events of a stream that came, for the case that nobody tells.
+        self.is_limited = False
+        self.events = 0
         # What becomes known: the name of the key that asks, where the request goes, the size of its body in bytes, and
         # the tokens of an answer that comes in pieces.
         self.key = ""
@@ -81,6 +88,7 @@ class Account:
         if meters:
             self._request.limits = limits.admit(meters, self._began)
             self._meters = meters
+            self.is_limited = True
         if gateway.tracer is not None:
             self.span = gateway.tracer.begin(self._request, route)
 
@@ -90,22 +98,23 @@ class Account:
 
     def chunk(self, now: float, backend: Backend) -> None:
         """Note a piece of a stream."""
-        if self._last:
+        if not self._first_byte:
+            self._first_byte = now
+        elif self._last:
             gaps, gap = backend.metrics.gaps, int((now - self._last) * 1000 + 0.5)
             gaps[gap] = gaps.get(gap, 0) + 1
         self._last = now
-        self._chunks += 1
 
     def complete(self, now: float, backend: Backend, status: int, size: int) -> None:
         """Close it: the answer is complete."""
         if self.usage is not None:
             self.usage.end()
-        self._close(now, backend, status, "", size, "complete", self._tokens())
+        self._close(now, backend, status, "", size, _COMPLETE, self._tokens())
 
     def complete_at_once(self, now: float, backend: Backend, body: bytes, *, json: bool) -> None:
         """Close it: a whole answer came in one piece."""
         self._first_byte = now
-        self._close(now, backend, 200, "", len(body), "complete", usage.of(body) if json else usage.NO_TOKENS)
+        self._close(now, backend, 200, "", len(body), _COMPLETE, usage.of(body) if json else usage.NO_TOKENS)
 
     def failed(
         self, now: float, error: GatewayError, backend: Backend | None = None, status: int = 0, size: int = 0
@@ -118,7 +127,7 @@ class Account:
         """Close it: the client has left, or does not read any more."""
         if backend is not None and not self._closed:
             backend.metrics.left += 1
-        self._close(now, backend, _LEFT, "client_left", size, "client left", self._tokens())
+        self._close(now, backend, _LEFT, "client_left", size, _CLIENT_LEFT, self._tokens())
 
     def _tokens(self) -> tuple[int, int]:
         told = self.usage
@@ -141,7 +150,7 @@ class Account:
         duration = int((now - began) * 1000 + 0.5)
         first = int((self._first_byte - began) * 1000 + 0.5) if self._first_byte else -1
         for meter in self._meters:
-            meter.leave(sum(tokens) or self._estimate())
+            meter.leave(self._used(tokens, backend, size, end))
         if backend is not None:
             metrics = backend.metrics
             how = (key, status, code, first, duration)
@@ -162,8 +171,13 @@ class Account:
         if self.span is not None:
             self.span.end(backend.name if backend is not None else "", status, code, tokens)
 
-    def _estimate(self) -> int:
-        """Return how many tokens a stream took whose engine does not tell."""
-        if not self._chunks:
-            return 0
-        return self._chunks + min(self.size // _BYTES_OF_TOKEN, _MOST_OF_PROMPT)
+    def _used(self, tokens: tuple[int, int], backend: Backend | None, size: int, end: str) -> int:
+        """Return how many tokens count: what the engine tells in the end, or else an estimate, if it worked at all."""
+        told = sum(tokens)
+        is_complete = end == _COMPLETE
+        if told and is_complete:
+            return told
+        if backend is None or not (self._first_byte or end == _CLIENT_LEFT):
+            return told
+        prompt = min(self.size // _BYTES_OF_TOKEN, _MOST_OF_PROMPT)
+        return max(told, prompt + (self.events or size // _BYTES_OF_TOKEN))

@@ -62,6 +62,7 @@ class Answer:
         "_request",
         "_tail",
         "bodiless",
+        "has_news",
         "size",
         "started",
         "status",
@@ -90,8 +91,10 @@ class Answer:
         self._out: list[bytes] = []
         self._tail = b""
         self.started = False
-        # Bytes that were sent of the body, and what is around them.
+        # Bytes that were sent of the body, and what is around them; and whether a part of the body came since that was
+        # asked last.
         self.size = 0
+        self.has_news = False
         length, coding, kind, encoding = _framing(headers)
         if coding not in (b"", b"chunked"):
             raise NotHTTPError("its Transfer-Encoding is not just chunked")
@@ -130,9 +133,12 @@ class Answer:
 
     def body(self, piece: bytes) -> None:
         """Take a piece of the body."""
-        usage = self._account.usage
-        if usage is not None:
-            usage.feed(piece)
+        self.has_news = True
+        account = self._account
+        if account.usage is not None:
+            account.usage.feed(piece)
+        if account.is_limited and self._events:
+            account.events += piece.count(b"\n\n")
         if self._held is None:
             self._add(piece)
             return
@@ -150,9 +156,11 @@ class Answer:
         """Pass whole chunks on as they are."""
         self._tail = chunks[-_TAIL - 2 : -2]
         self.size += len(chunks)
-        usage = self._account.usage
-        if usage is not None and b'"usage"' in chunks:
-            usage.events(chunks)
+        account = self._account
+        if account.usage is not None and b'"usage"' in chunks:
+            account.usage.events(chunks)
+        if account.is_limited:
+            account.events += chunks.count(b"\n\n")
         self._client.write(chunks)
 
     def flush(self) -> None:

@@ -16,8 +16,10 @@ from sanic.exceptions import BadRequest, MethodNotAllowed, NotFound
 from sanic.response import BaseHTTPResponse, raw
 
 from roundhouse_gateway import access, errors, exposition
+from roundhouse_gateway.account import Account
 from roundhouse_gateway.errors import GatewayError
 from roundhouse_gateway.gateway import Gateway
+from roundhouse_gateway.request import Request as RawRequest
 
 if TYPE_CHECKING:
     from roundhouse_gateway.access import Caller
@@ -67,7 +69,7 @@ def create_app(settings: Settings, slabs: Sequence[Slab] | None = None) -> Sanic
         _operator(gateway, request)
         gateway.fleet.publish()
         # A thousand models are a megabyte of text.
-        text = await asyncio.to_thread(exposition.render, gateway)
+        text = await asyncio.to_thread(exposition.render, gateway.counters.slabs, exposition.now(gateway))
         return raw(text, content_type=exposition.CONTENT_TYPE)
 
     @app.route("/routes", methods=_READ)
@@ -109,6 +111,12 @@ def create_app(settings: Settings, slabs: Sequence[Slab] | None = None) -> Sanic
     @app.exception(Exception)
     async def failed(request: Request, exception: Exception) -> HTTPResponse:
         error = _as_gateway_error(request, exception)
+        if error.status in (401, 403):
+            # Who guesses keys here is counted and logged as elsewhere.
+            refused = RawRequest()
+            refused.id = request.headers.get("x-request-id", "")
+            now = asyncio.get_running_loop().time()
+            Account(gateway, refused, now).failed(now, error)
         headers = {name.decode(): value.decode() for name, value in error.headers()}
         path = request.path.encode()
         body = error.body(path, request.headers.get("x-request-id", ""))

@@ -31,6 +31,10 @@ _PATIENCE = 3
 _LAST_RESORT = 1e12
 
 
+# What makes a backend the same one after a reload: its name, its URL, and what it serves.
+Identity = tuple[str, str, str, str]
+
+
 class Backend:
     """One address behind a route: what is known of its state, its counts, and its idle connections."""
 
@@ -58,7 +62,9 @@ class Backend:
 
     def __init__(self, route: Route, address: Address, counters: Counters, key: bytes = b"") -> None:
         parts = urlsplit(address.url)
-        self.metrics = BackendMetrics(counters, route.model, route.owned_by, address.name)
+        # Those that were looked up come and go: in metrics they are one.
+        label = address.name.partition("@")[0] if address.resolve else address.name
+        self.metrics = BackendMetrics(counters, route.model, route.owned_by, label)
         self.name = address.name
         self.url = address.url
         self.host = parts.hostname or ""
@@ -85,6 +91,11 @@ class Backend:
         self.weight = address.weight
         self.max_in_flight = route.max_in_flight
         self.timeouts = route.timeouts
+
+    @property
+    def identity(self) -> Identity:
+        """Return what makes it the same after a reload."""
+        return self.name, self.url, self.model, self.owned_by
 
     @property
     def state(self) -> str:

@@ -155,8 +155,10 @@ class Exchange:
         self._stage = Stage.ANSWERING
         self._body = []
         backend.succeeded()
-        self._account.answered(self._now())
         self.answer = Answer(self._client, self._request, backend, status, phrase, headers, self._account)
+        if not self.answer.is_stream:
+            # The head of a stream may come long before its first token.
+            self._account.answered(self._now())
         return self.answer
 
     def whole_answer(self, known: KnownHead, body: bytes) -> None:
@@ -189,8 +191,7 @@ class Exchange:
             return
         if self._stage is Stage.ANSWERING:
             now = self._deadline.set(self._backend.timeouts.idle)
-            if self.answer is not None and self.answer.is_stream:
-                self._account.chunk(now, self._backend)
+            self._note_news(now)
         if self.answer is not None:
             self.answer.flush()
 
@@ -201,6 +202,7 @@ class Exchange:
             self.garbled("did not answer in HTTP (no head)")
             return
         answer.end()
+        self._note_news(self._now())
         if self._backend is not None:
             self._account.complete(self._now(), self._backend, answer.status, answer.size)
         connection, self._connection = self._connection, None
@@ -344,6 +346,13 @@ class Exchange:
         backend, self._backend = self._backend, None
         if backend is not None:
             backend.in_flight -= 1
+
+    def _note_news(self, now: float) -> None:
+        """Note a piece of a stream, if one came."""
+        answer = self.answer
+        if answer is not None and answer.is_stream and answer.has_news and self._backend is not None:
+            answer.has_news = False
+            self._account.chunk(now, self._backend)
 
     def _now(self) -> float:
         return self._client.loop.time()  # type: ignore[no-any-return] # Sanic's has no type

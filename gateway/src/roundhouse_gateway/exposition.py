@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -15,7 +16,16 @@ from prometheus_client.core import (
 )
 
 from roundhouse_gateway import __version__
-from roundhouse_gateway.metrics import BOUNDS, METRICS, STATE, WIDTH
+from roundhouse_gateway.metrics import (
+    BOUNDS,
+    EJECTED,
+    KEYS_REFUSED,
+    MAP_REFUSED,
+    METRICS,
+    STATE,
+    WIDTH,
+    WORST,
+)
 from roundhouse_gateway.metrics import Metric as About
 
 if TYPE_CHECKING:
@@ -24,28 +34,30 @@ if TYPE_CHECKING:
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-#: name -> labels -> numbers
-Sums = dict[str, dict[tuple[str, ...], list[float]]]
+#: Labels -> numbers, and that by name.
+Series = dict[tuple[str, ...], Sequence[float]]
+Sums = dict[str, Series]
 
 
-def render(gateway: Gateway) -> bytes:
-    """Return all metrics of a gateway, of all its workers together, as of their last `publish`."""
+def render(slabs: Sequence[Slab], state: Sums) -> bytes:
+    """Return all metrics, of all workers together, as of their last `publish`; `state` is what `now` told."""
     registry = CollectorRegistry()
-    registry.register(_Collector(gateway))
+    registry.register(_Collector(slabs, state))
     return generate_latest(registry)
 
 
 class _Collector:
     """What a registry asks for its metrics."""
 
-    def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
+    def __init__(self, slabs: Sequence[Slab], state: Sums) -> None:
+        self._slabs = slabs
+        self._state = state
 
     def collect(self) -> Iterable[Metric]:
         """Yield the metrics."""
-        counted, state = sums(self._gateway.counters.slabs), _state(self._gateway)
+        counted = sums(self._slabs)
         for name, about in (METRICS | STATE).items():
-            yield _family(name, about, counted.get(name) or state.get(name, {}))
+            yield _family(name, about, counted.get(name) or self._state.get(name, {}))
 
     def describe(self) -> Iterable[Metric]:
         """Yield nothing: the registry need not ask for the metrics when it is made."""
@@ -54,15 +66,24 @@ class _Collector:
 
 def sums(slabs: Iterable[Slab]) -> Sums:
     """Return the numbers of all workers, summed up by name and labels."""
+    return _joined(slabs, METRICS, operator.add)
+
+
+def worst(slabs: Iterable[Slab]) -> Sums:
+    """Return of what every worker knows the most that any has."""
+    return _joined(slabs, WORST, max)
+
+
+def _joined(slabs: Iterable[Slab], names: Container[str], join: Callable[[float, float], float]) -> Sums:
     found: Sums = {}
     for slab in slabs:
         for series in slab.series():
-            if series.name not in METRICS:
+            if series.name not in names:
                 continue
-            numbers = list(map(float, slab.cells[series.first : series.first + series.width]))
+            numbers: Sequence[float] = slab.cells[series.first : series.first + series.width].tolist()
             before = found.setdefault(series.name, {}).get(series.labels)
             if before is not None:
-                numbers = [a + b for a, b in zip(before, numbers, strict=True)]
+                numbers = list(map(join, before, numbers))
             found[series.name][series.labels] = numbers
     return found
 
@@ -89,23 +110,29 @@ def _buckets(numbers: Sequence[float]) -> list[tuple[str, float]]:
     return found
 
 
-def _state(gateway: Gateway) -> Sums:
-    """Return what is known without counting."""
-    maps, keys = gateway.map_loads, gateway.keys_loads
-    return {
-        "roundhouse_backend_healthy": {
-            (route.model, route.owned_by, backend.name): [float(not backend.ejected)]
-            for route, backends in gateway.fleet.all()
-            for backend in backends
-        },
+def now(gateway: Gateway) -> Sums:
+    """Return what is known without adding up. It looks at what requests change, so it is called on the event loop."""
+    of_all = worst(gateway.counters.slabs)
+    ejected = of_all.get(EJECTED, {})
+
+    def loaded(refused: str) -> Series:
+        return {(): [1.0 - of_all[refused][()][0]]}
+
+    healthy: Series = {}
+    for route, backends in gateway.fleet.all():
+        labels = {backend.metrics.labels for backend in backends} or {(route.model, route.owned_by, "")}
+        # Replicas have one series: it is healthy if any of them is.
+        healthy |= {
+            each: [float(sum(b.metrics.labels == each for b in backends) > ejected.get(each, [0.0])[0])]
+            for each in labels
+        }
+    told = {name: series for name, series in of_all.items() if name in STATE}
+    return told | {
+        "roundhouse_backend_healthy": healthy,
         "roundhouse_map_info": {(gateway.fleet.table.revision,): [1.0]},
-        "roundhouse_map_loaded_timestamp_seconds": {(): [maps.at.timestamp()]},
-        "roundhouse_map_last_load_successful": {(): [float(maps.last_error is None)]},
-        "roundhouse_map_reloads": {(): [float(maps.reloads)]},
-        "roundhouse_map_refusals": {(): [float(maps.refusals)]},
-        "roundhouse_keys_last_load_successful": {(): [float(keys.last_error is None)]},
-        "roundhouse_keys_reloads": {(): [float(keys.reloads)]},
-        "roundhouse_keys_refusals": {(): [float(keys.refusals)]},
+        "roundhouse_map_loaded_timestamp_seconds": {(): [gateway.map_loads.at.timestamp()]},
+        "roundhouse_map_last_load_successful": loaded(MAP_REFUSED),
+        "roundhouse_keys_last_load_successful": loaded(KEYS_REFUSED),
         "roundhouse_build_info": {(__version__, platform.python_version()): [1.0]},
         "roundhouse_workers": {(): [float(len(gateway.counters.slabs))]},
     }

@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from roundhouse_gateway import routing
-from roundhouse_gateway.backend import Backend
+from roundhouse_gateway.backend import Backend, Identity
+from roundhouse_gateway.metrics import State
 from roundhouse_gateway.routing import Backend as Address
 from roundhouse_gateway.routing import Route, RoutingTable
 
@@ -25,7 +26,7 @@ class Fleet:
         self._keys: Mapping[str, bytes] = {}
         self.table: RoutingTable = routing.EMPTY
         self.leaving: list[Backend] = []
-        self._by_address: dict[tuple[str, str], Backend] = {}
+        self._by_address: dict[Identity, Backend] = {}
         self._by_route: dict[Route, list[Backend]] = {}
         # Base URLs by address, of URLs whose host is to be looked up.
         self._found: dict[str, tuple[str, ...]] = {}
@@ -41,21 +42,17 @@ class Fleet:
         """
         if keys is not None:
             self._keys = keys
-        known = self._by_address | {(b.name, b.url): b for b in self.leaving}
-        by_address: dict[tuple[str, str], Backend] = {}
+        known = {b.identity: b for b in (*self.leaving, *self._by_address.values())}
+        by_address: dict[Identity, Backend] = {}
         by_route: dict[Route, list[Backend]] = {}
-        leaving: list[Backend] = []
         for route in table.routes:
             backends = []
             key = self._keys.get(route.key_file or "", b"")
             for address in self._addresses(route):
-                place = (address.name, address.url)
+                # Another model at the same place is another backend: requests in flight end as the old one.
+                place = (address.name, address.url, route.model, route.owned_by)
                 backend = known.pop(place, None)
                 if backend is None:
-                    backend = Backend(route, address, self._counters, key)
-                elif (backend.model, backend.owned_by) != (route.model, route.owned_by):
-                    # Another model at the same place: its numbers are others. Requests in flight end as the old one.
-                    leaving.append(backend)
                     backend = Backend(route, address, self._counters, key)
                 else:
                     backend.removed = False
@@ -63,15 +60,13 @@ class Fleet:
                 by_address[place] = backend
                 backends.append(backend)
             by_route[route] = backends
-        leaving += known.values()
-        for backend in leaving:
-            backend.metrics.publish(backend.in_flight)
+        for backend in known.values():
             backend.removed = True
             backend.close_idle()
-            if not backend.in_flight:
-                backend.metrics.gone()
-        self.leaving = [backend for backend in leaving if backend.in_flight]
+        gone = {*self._by_address.values(), *self.leaving} - set(by_address.values())
+        self.leaving = [backend for backend in gone if backend.in_flight]
         self.table, self._by_address, self._by_route = table, by_address, by_route
+        self.publish(gone)
 
     def names(self) -> set[str]:
         """Return the URLs of the live map whose hosts are to be looked up."""
@@ -92,10 +87,18 @@ class Fleet:
                 name = f"{address.name}@{urlsplit(url).hostname}"
                 yield msgspec.structs.replace(address, name=name, url=url)
 
-    def publish(self) -> None:
-        """Put what was counted where all workers read it."""
-        for backend in (*self._by_address.values(), *self.leaving):
-            backend.metrics.publish(backend.in_flight)
+    def publish(self, gone: Iterable[Backend] = ()) -> None:
+        """Put what was counted where all workers read it, that of backends which have `gone` for the last time."""
+        live = [*self._by_address.values(), *self.leaving]
+        # Several backends may share labels: the replicas of a deployment, or one that leaves and the one in its place.
+        states: dict[tuple[str, str, str], State] = {b.metrics.labels: State() for b in gone}
+        for backend in live:
+            state = states.setdefault(backend.metrics.labels, State())
+            state.in_flight += backend.in_flight
+            state.connections += backend.metrics.connections
+            state.ejected += not backend.removed and backend.ejected
+        for backend in {*live, *gone}:
+            backend.metrics.publish(states[backend.metrics.labels])
 
     def sweep(self, before: float) -> None:
         """Close connections idle since `before` (the loop's time), and forget backends that have left."""
@@ -103,9 +106,10 @@ class Fleet:
             if backend.idle:
                 backend.close_idle(before)
         self.publish()
-        for backend in [backend for backend in self.leaving if not backend.in_flight]:
-            backend.metrics.gone()
-            self.leaving.remove(backend)
+        over = [backend for backend in self.leaving if not backend.in_flight]
+        if over:
+            self.leaving = [backend for backend in self.leaving if backend.in_flight]
+            self.publish(over)
 
     def close(self) -> None:
         """Close all idle connections."""

@@ -16,6 +16,7 @@ from roundhouse_gateway.counters import Counters, Slab
 from roundhouse_gateway.fleet import Fleet
 from roundhouse_gateway.health import Prober
 from roundhouse_gateway.logs import fields
+from roundhouse_gateway.metrics import KEYS_REFUSED, MAP_REFUSED
 from roundhouse_gateway.request_log import RequestLog
 from roundhouse_gateway.resolver import Resolver
 from roundhouse_gateway.routing import MapError, RoutingTable
@@ -35,24 +36,38 @@ _LOOK_INTERVAL = 1.0
 class Loads:
     """How often a file was loaded or refused since the start, and why it was refused last."""
 
-    def __init__(self) -> None:
+    def __init__(self, counters: Counters, name: str, refused: str) -> None:
         self.at = datetime.now(UTC)
-        self.reloads = 0
-        self.refusals = 0
         self.last_error: str | None = None
+        # Whether that may pass by itself: the file could not be read.
+        self._passes = False
+        self._counters = counters
+        self._reloads = counters.series(f"roundhouse_{name}_reloads", ())
+        self._refusals = counters.series(f"roundhouse_{name}_refusals", ())
+        self._refused = counters.series(refused, ())
 
     def loaded(self) -> None:
         """Note that it was loaded."""
         self.at = datetime.now(UTC)
-        self.reloads += 1
-        self.last_error = None
+        self._counters.cells[self._reloads] += 1.0
+        self._recovered()
 
-    def refused(self, error: Exception) -> bool:
+    def refused(self, error: Exception, *, passes: bool = False) -> bool:
         """Note that it was refused. Returns False if that is known already."""
         is_new = self.last_error != str(error)
-        self.refusals += is_new
-        self.last_error = str(error)
+        self._counters.cells[self._refusals] += is_new
+        self._counters.cells[self._refused] = 1.0
+        self.last_error, self._passes = str(error), passes
         return is_new
+
+    def unchanged(self) -> None:
+        """Note that it can be read, and is what was loaded."""
+        if self._passes:
+            self._recovered()
+
+    def _recovered(self) -> None:
+        self.last_error, self._passes = None, False
+        self._counters.cells[self._refused] = 0.0
 
 
 class Gateway:
@@ -73,7 +88,8 @@ class Gateway:
         self.access = Access()
         self.connections: set[GatewayProtocol] = set()
         self.draining = False
-        self.map_loads, self.keys_loads = Loads(), Loads()
+        self.map_loads = Loads(self.counters, "map", MAP_REFUSED)
+        self.keys_loads = Loads(self.counters, "keys", KEYS_REFUSED)
         self._prober = Prober()
         self._resolver = Resolver(self._found)
         self._tick: asyncio.TimerHandle | None = None
@@ -124,19 +140,21 @@ class Gateway:
     def _try_map(self, *, look: bool) -> None:
         try:
             if not _is_new(self._map, look=look):
+                self.map_loads.unchanged()
                 return
             table = routing.load(self._map.content)
             self._apply(table, self.access.keys)
         except OSError as error:
-            self._refuse_map(MapError([f"The map can't be read: {error.strerror or error}."]), again=not look)
+            unread = MapError([f"The map can't be read: {error.strerror or error}."])
+            self._refuse_map(unread, again=not look, passes=True)
         except MapError as error:
             self._refuse_map(error, again=True)
         else:
             self.map_loads.loaded()
             self._watch()
 
-    def _refuse_map(self, error: MapError, *, again: bool) -> None:
-        if self.map_loads.refused(error) or again:
+    def _refuse_map(self, error: MapError, *, again: bool, passes: bool = False) -> None:
+        if self.map_loads.refused(error, passes=passes) or again:
             log.error("map refused", extra=fields(path=str(self.settings.routes), problems=error.problems))
 
     def _try_keys(self, *, look: bool) -> None:
@@ -144,20 +162,20 @@ class Gateway:
             return
         try:
             if not _is_new(self._keys, look=look):
+                self.keys_loads.unchanged()
                 return
             keys = access.load(self._keys.content)
         except OSError as error:
-            self._refuse_keys(
-                KeysError([f"The keys can't be read: {error.strerror or error}."]), again=not look
-            )
+            unread = KeysError([f"The keys can't be read: {error.strerror or error}."])
+            self._refuse_keys(unread, again=not look, passes=True)
         except KeysError as error:
             self._refuse_keys(error, again=True)
         else:
             self.keys_loads.loaded()
             self._apply_keys(keys)
 
-    def _refuse_keys(self, error: KeysError, *, again: bool) -> None:
-        if self.keys_loads.refused(error) or again:
+    def _refuse_keys(self, error: KeysError, *, again: bool, passes: bool = False) -> None:
+        if self.keys_loads.refused(error, passes=passes) or again:
             log.error("keys refused", extra=fields(path=str(self.settings.keys), problems=error.problems))
 
     def _apply(self, table: RoutingTable, keys: access.Keys) -> None:

@@ -6,6 +6,7 @@ Labels are what the operator named (models, engines, backends, keys), never what
 from __future__ import annotations
 
 from bisect import bisect_left
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from roundhouse_gateway.counters import Counters
@@ -54,8 +55,8 @@ METRICS: dict[str, Metric] = {
     ),
 }
 
-#: What is known when somebody asks, and needs no counting. Every worker loads the same files, so what is told of those
-#: is that of the worker which was asked.
+#: What is known when somebody asks, and needs no adding up. Every worker loads the same files: of `WORST` the most that
+#: any of them has counts.
 STATE: dict[str, Metric] = {
     "roundhouse_backend_healthy": Metric("gauge", _BACKEND, "Whether a backend gets requests."),
     "roundhouse_map_info": Metric("gauge", ("revision",), "The live routing map."),
@@ -68,6 +69,15 @@ STATE: dict[str, Metric] = {
     "roundhouse_keys_refusals": Metric("counter", (), "Times that new keys were bad, and refused."),
     "roundhouse_build_info": Metric("gauge", ("version", "python"), "What runs here."),
     "roundhouse_workers": Metric("gauge", (), "Processes that serve."),
+}
+
+#: Of a backend, whether a worker sends it no requests; and of a file whether it was refused the last time.
+EJECTED, MAP_REFUSED, KEYS_REFUSED = "ejected", "map refused", "keys refused"
+WORST: dict[str, Metric] = {
+    EJECTED: Metric("gauge", _BACKEND, ""),
+    MAP_REFUSED: Metric("gauge", (), ""),
+    KEYS_REFUSED: Metric("gauge", (), ""),
+    **{name: STATE[name] for name in STATE if name.endswith(("_reloads", "_refusals"))},
 }
 
 #: Upper bounds of the histograms, in seconds: from a token to a long answer.
@@ -90,6 +100,15 @@ class Ended(NamedTuple):
     duration: int
 
 
+@dataclass
+class State:
+    """What there is now of all backends that share labels."""
+
+    in_flight: int = 0
+    connections: int = 0
+    ejected: int = 0
+
+
 class BackendMetrics:
     """The numbers of one backend: where they are, and what is to be added to them.
 
@@ -102,10 +121,10 @@ class BackendMetrics:
         "_connections",
         "_counters",
         "_duration",
+        "_ejected",
         "_ejections",
         "_first_byte",
         "_in_flight",
-        "_labels",
         "_left",
         "_requests",
         "_retries",
@@ -114,6 +133,7 @@ class BackendMetrics:
         "ejections",
         "ended",
         "gaps",
+        "labels",
         "left",
         "retries",
     )
@@ -121,10 +141,11 @@ class BackendMetrics:
     def __init__(self, counters: Counters, model: str, owned_by: str, backend: str) -> None:
         series, of_route, of_backend = counters.series, (model, owned_by), (model, owned_by, backend)
         self._counters = counters
-        self._labels = of_backend
+        self.labels = of_backend
         self._in_flight = series("roundhouse_requests_in_flight", of_backend)
         self._connections = series("roundhouse_upstream_connections", of_backend)
         self._ejections = series("roundhouse_backend_ejections", of_backend)
+        self._ejected = series(EJECTED, of_backend)
         self._duration = series("roundhouse_request_duration_seconds", of_route, WIDTH)
         self._first_byte = series("roundhouse_time_to_first_byte_seconds", of_route, WIDTH)
         self._between = series("roundhouse_time_between_chunks_seconds", of_route, WIDTH)
@@ -140,11 +161,12 @@ class BackendMetrics:
         # Connections that are open now.
         self.connections = 0
 
-    def publish(self, in_flight: int) -> None:
-        """Add up what was noted since the last time, and put it where all workers read it."""
+    def publish(self, state: State) -> None:
+        """Add up what was noted since the last time, and put it where all workers read it, with the state now."""
         cells = self._counters.cells
-        cells[self._in_flight] = in_flight
-        cells[self._connections] = self.connections
+        cells[self._in_flight] = state.in_flight
+        cells[self._connections] = state.connections
+        cells[self._ejected] = state.ejected
         cells[self._ejections] += self.ejections
         cells[self._retries] += self.retries
         cells[self._left] += self.left
@@ -164,10 +186,6 @@ class BackendMetrics:
         for gap, count in gaps.items():
             self._observe(self._between, gap, count)
 
-    def gone(self) -> None:
-        """Take note that the backend is no more: nothing of it is open."""
-        self._counters.cells[self._in_flight] = self._counters.cells[self._connections] = 0.0
-
     def _observe(self, histogram: int, milliseconds: int, count: int) -> None:
         cells, seconds = self._counters.cells, milliseconds / 1000
         cells[histogram + bisect_left(BOUNDS, seconds)] += count
@@ -176,14 +194,14 @@ class BackendMetrics:
     def _cell(self, key: str, status: int, code: str) -> int:
         found = self._requests.get((key, status, code))
         if found is None:
-            labels = (*self._labels, key, str(status), code)
+            labels = (*self.labels, key, str(status), code)
             found = self._requests[key, status, code] = self._counters.series("roundhouse_requests", labels)
         return found
 
     def _token_cells(self, key: str) -> tuple[int, int]:
         found = self._tokens.get(key)
         if found is None:
-            labels = (*self._labels[:2], key)
+            labels = (*self.labels[:2], key)
             found = self._tokens[key] = (
                 self._counters.series("roundhouse_tokens", (*labels, "input")),
                 self._counters.series("roundhouse_tokens", (*labels, "output")),
@@ -201,6 +219,6 @@ def begin(counters: Counters, place: int) -> None:
     """Count for the worker at this place from now on. What the one before it had open is closed."""
     counters.use(place)
     for series in counters.slabs[place].series():
-        metric = METRICS.get(series.name)
+        metric = (METRICS | WORST).get(series.name)
         if metric is not None and metric.kind == "gauge":
             counters.cells[series.first] = 0.0

@@ -6,6 +6,7 @@ Lines are collected and written a few times a second, for a write costs more tha
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import json
 import sys
@@ -106,8 +107,10 @@ class RequestLog:
         lines, self._lines, self._size = self._lines, [], 0
         if lines:
             out = self._out or sys.stderr
-            out.write("".join(lines))
-            out.flush()
+            # Nobody's request is to fail because there is no room for its line.
+            with contextlib.suppress(OSError, ValueError):
+                out.write("".join(lines))
+                out.flush()
 
 
 _json: Any = json.dumps
