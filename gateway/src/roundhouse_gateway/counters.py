@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import mmap
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Sequence
 from typing import NamedTuple
 
 log = logging.getLogger(__name__)
@@ -38,12 +39,20 @@ class Slab:
         self.sizes = memory[:_HEAD].cast("Q")
         self.text = memory[_HEAD : _HEAD + _TEXT]
         self.cells = memory[_HEAD + _TEXT :].cast("d")
+        # What has been read of the text, and how far. Metrics are rendered in threads.
+        self._known: list[Series] = []
+        self._read = 0
+        self._lock = threading.Lock()
 
-    def series(self) -> Iterator[Series]:
-        """Yield what is in it."""
-        for line in bytes(self.text[: self.sizes[0]]).splitlines():
-            name, labels, first, width = json.loads(line)
-            yield Series(name, tuple(labels), first, width)
+    def series(self) -> Sequence[Series]:
+        """Return what is in it. Names are only ever added, so each is read once."""
+        with self._lock:
+            end = self.sizes[0]
+            for line in bytes(self.text[self._read : end]).splitlines():
+                name, labels, first, width = json.loads(line)
+                self._known.append(Series(name, tuple(labels), first, width))
+            self._read = end
+            return tuple(self._known)
 
 
 class Counters:
