@@ -52,13 +52,12 @@ class Account:
         "_first_byte",
         "_gateway",
         "_last",
-        "_meters",
         "_request",
+        "_size",
         "events",
-        "is_limited",
         "key",
+        "meters",
         "route",
-        "size",
         "span",
         "usage",
     )
@@ -67,28 +66,28 @@ class Account:
         self._gateway = gateway
         self._request = request
         self._began = now
-        self._meters: tuple[Meter, ...] = ()
+        self.meters: tuple[Meter, ...] = ()
         self._first_byte = self._last = 0.0
         self._closed = False
-        # Whether somebody counts its tokens, and the events of a stream that came, for the case that nobody tells.
-        self.is_limited = False
-        self.events = 0
-        # What becomes known: the name of the key that asks, where the request goes, the size of its body in bytes, and
-        # the tokens of an answer that comes in pieces.
+        # What becomes known: the name of the key that asks, where the request goes, and the tokens of an answer that
+        # comes in pieces.
         self.key = ""
         self.route: Route | None = None
-        self.size = 0
         self.usage: Usage | None = None
         self.span: Span | None = None
 
-    def enter(self, caller: Caller, route: Route) -> None:
-        """Count it on all limits, and begin its span. Raises GatewayError: rate_limited."""
+    def enter(self, caller: Caller, route: Route, size: int) -> None:
+        """Count it on all limits, and begin its span; `size` is that of its body, in bytes.
+
+        Raises GatewayError: rate_limited.
+        """
         gateway = self._gateway
         meters = gateway.access.meters(caller, route)
         if meters:
             self._request.limits = limits.admit(meters, self._began)
-            self._meters = meters
-            self.is_limited = True
+            self.meters = meters
+            # For the case that nobody tells the tokens: what was sent, and the events of a stream that came.
+            self._size, self.events = size, 0
         if gateway.tracer is not None:
             self.span = gateway.tracer.begin(self._request, route)
 
@@ -148,8 +147,10 @@ class Account:
         self._closed = True
         gateway, key, began = self._gateway, self.key, self._began
         duration = int((now - began) * 1000 + 0.5)
-        first = int((self._first_byte - began) * 1000 + 0.5) if self._first_byte else -1
-        for meter in self._meters:
+        first = duration
+        if self._first_byte != now:
+            first = int((self._first_byte - began) * 1000 + 0.5) if self._first_byte else -1
+        for meter in self.meters:
             meter.leave(self._used(tokens, backend, size, end))
         if backend is not None:
             metrics = backend.metrics
@@ -179,5 +180,5 @@ class Account:
             return told
         if backend is None or not (self._first_byte or end == _CLIENT_LEFT):
             return told
-        prompt = min(self.size // _BYTES_OF_TOKEN, _MOST_OF_PROMPT)
+        prompt = min(self._size // _BYTES_OF_TOKEN, _MOST_OF_PROMPT)
         return max(told, prompt + (self.events or size // _BYTES_OF_TOKEN))

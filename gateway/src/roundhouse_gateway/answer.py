@@ -137,7 +137,7 @@ class Answer:
         account = self._account
         if account.usage is not None:
             account.usage.feed(piece)
-        if account.is_limited and self._events:
+        if account.meters and self._events:
             account.events += piece.count(b"\n\n")
         if self._held is None:
             self._add(piece)
@@ -159,7 +159,7 @@ class Answer:
         account = self._account
         if account.usage is not None and b'"usage"' in chunks:
             account.usage.events(chunks)
-        if account.is_limited:
+        if account.meters:
             account.events += chunks.count(b"\n\n")
         self._client.write(chunks)
 

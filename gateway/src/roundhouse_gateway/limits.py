@@ -138,20 +138,24 @@ def admit(meters: tuple[Meter, ...], now: float) -> bytes:
 
 def _lines(meters: tuple[Meter, ...], now: float) -> bytes:
     """Return the headers of OpenAI's API: of each kind the bucket that has the least left."""
-    least: dict[str, tuple[Bucket, float]] = {}
+    if len(meters) == 1:
+        least = meters[0].headers(now)
+        return "".join([_line(name, *found) for name, found in least.items()]).encode()
+    least = {}
     for meter in meters:
         for name, (bucket, level) in meter.headers(now).items():
             if name not in least or level < least[name][1]:
                 least[name] = (bucket, level)
-    lines = []
-    for name, (bucket, level) in least.items():
-        reset = duration((bucket.limit - level) * _MINUTE / bucket.limit)
-        lines.append(
-            f"x-ratelimit-limit-{name}: {bucket.limit}\r\n"
-            f"x-ratelimit-remaining-{name}: {max(int(level), 0)}\r\n"
-            f"x-ratelimit-reset-{name}: {reset}\r\n"
-        )
-    return "".join(lines).encode()
+    return "".join([_line(name, *found) for name, found in least.items()]).encode()
+
+
+def _line(name: str, bucket: Bucket, level: float) -> str:
+    reset = duration((bucket.limit - level) * _MINUTE / bucket.limit)
+    return (
+        f"x-ratelimit-limit-{name}: {bucket.limit}\r\n"
+        f"x-ratelimit-remaining-{name}: {max(int(level), 0)}\r\n"
+        f"x-ratelimit-reset-{name}: {reset}\r\n"
+    )
 
 
 def duration(seconds: float) -> str:

@@ -342,9 +342,9 @@ class GatewayProtocol(HttpProtocol):
         account.key = caller.name
         asked = inference.read(body, request.kind, request.path)
         route = caller.pick(asked.model, asked.owned_by)
-        account.route, account.size = route, len(body)
+        account.route = route
         if caller.meter is not None or gateway.limits_or_traces:
-            account.enter(caller, route)
+            account.enter(caller, route, len(body))
         pieces = inference.rewritten(body, asked, route.served_model)
         backends = gateway.fleet.backends_of(route)
         exchange = Exchange(self, account, self._deadline, request, route, backends, pieces)

@@ -23,18 +23,18 @@ _MOST, _END = 1 << 20, 1024
 Count = Annotated[int, Meta(ge=0, le=1_000_000_000)]
 
 
-class _Told(Struct):
+class _Told(Struct, gc=False):
     prompt_tokens: Count | None = None
     completion_tokens: Count | None = None
     input_tokens: Count | None = None
     output_tokens: Count | None = None
 
 
-class _Part(Struct):
+class _Part(Struct, gc=False):
     usage: _Told | None = None
 
 
-class _Answer(Struct):
+class _Answer(Struct, gc=False):
     usage: _Told | None = None
     response: _Part | None = None
     message: _Part | None = None
