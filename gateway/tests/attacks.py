@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from roundhouse_gateway import reader
+
 from .client import Client, post
 from .conftest import Roundhouse, StartGateway, engine_entry, until
 from .engine import CHAT, FakeEngine, Turn, answer
@@ -40,8 +42,10 @@ class _Ear(logging.Handler):
             self.faults.append(line)
 
 
-def watched(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
+@pytest.fixture(autouse=True)
+def nothing_leaks(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
     """Watch all logs and outputs until the gateway has stopped: nothing leaks, and nothing goes wrong inside."""
+    reader._known.clear()
     root, ear = logging.getLogger(), _Ear()
     level = root.level
     root.addHandler(ear)

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from roundhouse_gateway import reader
-
-from .attacks import BODY, CHUNKED, IN_CHUNKS, head, keeps_out, tell, watched, whole
+from .attacks import BODY, CHUNKED, IN_CHUNKS, head, keeps_out, nothing_leaks, tell, whole
 from .client import Client, get, post
 from .conftest import Roundhouse, StartEngine
 from .engine import FakeEngine
 from .keys import bearer
+
+__all__ = ["nothing_leaks"]
 
 ALLOWED = "/v1/chat/completions"
 
@@ -74,12 +74,6 @@ METHODS = [
     "pOST",
     "POSTT",
 ]
-
-
-@pytest.fixture(autouse=True)
-def nothing_leaks(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
-    reader._known.clear()
-    yield from watched(capsys)
 
 
 @pytest.fixture

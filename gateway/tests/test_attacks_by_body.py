@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import urllib.parse
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,15 +14,12 @@ from hypothesis import strategies as st
 from roundhouse_gateway import inference
 from roundhouse_gateway.errors import GatewayError
 
-from .attacks import FORM, client_of_two, form, typed, watched
+from .attacks import FORM, client_of_two, form, nothing_leaks, typed
 from .client import Client, post
 from .conftest import StartGateway
 from .engine import FakeEngine
 
-
-@pytest.fixture(autouse=True)
-def nothing_leaks(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
-    yield from watched(capsys)
+__all__ = ["nothing_leaks"]
 
 
 @pytest.fixture

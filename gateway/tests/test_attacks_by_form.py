@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from .attacks import FORM, client_of_two, form, typed, watched
+from .attacks import FORM, client_of_two, form, nothing_leaks, typed
 from .client import Client
 from .conftest import StartGateway
 from .engine import FakeEngine
 
+__all__ = ["nothing_leaks"]
+
 A = b'name="model"|a'
-
-
-@pytest.fixture(autouse=True)
-def nothing_leaks(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
-    yield from watched(capsys)
 
 
 @pytest.fixture

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from roundhouse_gateway import reader
-
-from .attacks import BODY, CHUNKED, IN_CHUNKS, head, keeps_out, tell, watched
+from .attacks import BODY, CHUNKED, IN_CHUNKS, head, keeps_out, nothing_leaks, tell
 from .client import Client, get, post
 from .conftest import Roundhouse, StartEngine, StartGateway, simple_map
 from .engine import CHAT, FakeEngine, Turn, answer
 from .keys import bearer
 
+__all__ = ["nothing_leaks"]
+
 ASK = post(BODY)
-
-
-@pytest.fixture(autouse=True)
-def nothing_leaks(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
-    reader._known.clear()
-    yield from watched(capsys)
 
 
 @pytest.fixture

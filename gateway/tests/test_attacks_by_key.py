@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,16 @@ import pytest
 from roundhouse_gateway import reader
 
 from . import attacks
+from .attacks import nothing_leaks
 from .client import Client, get, post
 from .conftest import Roundhouse, StartEngine, StartGateway, engine_entry
 from .engine import FakeEngine
 from .keys import bearer, key, secret, write_keys
 
+__all__ = ["nothing_leaks"]
+
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": attacks.PROMPT}]}
 HIDDEN = ("hidden", "veiled", "covert")
-
-
-@pytest.fixture(autouse=True)
-def nothing_leaks(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
-    reader._known.clear()
-    yield from attacks.watched(capsys)
 
 
 @pytest.fixture

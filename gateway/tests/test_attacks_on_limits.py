@@ -5,24 +5,21 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from . import attacks
+from .attacks import nothing_leaks
 from .client import Answer, Client, post
 from .conftest import Roundhouse, StartEngine, StartGateway, simple_map, until
 from .engine import CHAT, DONE, END, STREAM_HEAD, FakeEngine, Turn, answer, chunk, event
 from .keys import bearer, key, write_keys
 
+__all__ = ["nothing_leaks"]
+
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": attacks.PROMPT}]}
 USAGE = {"prompt_tokens": 2900, "completion_tokens": 100}
-
-
-@pytest.fixture(autouse=True)
-def nothing_leaks(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
-    yield from attacks.watched(capsys)
 
 
 @pytest.fixture

@@ -146,7 +146,7 @@ def _caller(gateway: Gateway, request: Request) -> Caller:
         (name.encode(errors="surrogateescape"), value.encode(errors="surrogateescape"))
         for name, value in request.headers.items()
     ]
-    return gateway.access.anyone or gateway.access.caller(access.digest(headers))
+    return gateway.access.caller(access.digest(headers))
 
 
 def _operator(gateway: Gateway, request: Request) -> None:

@@ -322,12 +322,14 @@ class Exchange:
         if answer is None or not answer.started:
             account.failed(now, error, backend)
             self._client.answer_error(error, self._request)
-        elif answer.end_broken(error):
-            account.failed(now, error, backend, answer.status, answer.size)
+            return
+        is_ended = answer.end_broken(error)
+        if not is_ended:
+            answer.flush()
+        account.failed(now, error, backend, answer.status, answer.size)
+        if is_ended:
             self._client.answered()
         else:
-            answer.flush()
-            account.failed(now, error, backend, answer.status, answer.size)
             self._client.cut(reset=self._request.http10)
 
     def _over(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import platform
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -103,11 +104,7 @@ def _family(name: str, about: About, series: Mapping[tuple[str, ...], Sequence[f
 
 def _buckets(numbers: Sequence[float]) -> list[tuple[str, float]]:
     """Return the buckets as Prometheus counts: each with all that are smaller."""
-    found, total = [], 0.0
-    for bound, number in zip([*map(str, BOUNDS), "+Inf"], numbers, strict=False):
-        total += number
-        found.append((bound, total))
-    return found
+    return list(zip([*map(str, BOUNDS), "+Inf"], accumulate(numbers), strict=False))
 
 
 def now(gateway: Gateway) -> Sums:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,12 +14,12 @@ from roundhouse_gateway.backend import IDLE_EXPIRY
 from roundhouse_gateway.counters import Counters, Slab
 from roundhouse_gateway.fleet import Fleet
 from roundhouse_gateway.health import Prober
+from roundhouse_gateway.loads import Loads, watched
 from roundhouse_gateway.logs import fields
 from roundhouse_gateway.metrics import KEYS_REFUSED, MAP_REFUSED
 from roundhouse_gateway.request_log import RequestLog
 from roundhouse_gateway.resolver import Resolver
 from roundhouse_gateway.routing import MapError, RoutingTable
-from roundhouse_gateway.watched_file import WatchedFile
 
 if TYPE_CHECKING:
     from roundhouse_gateway.relay import GatewayProtocol
@@ -31,43 +30,6 @@ log = logging.getLogger(__name__)
 
 # Seconds between two looks at the files.
 _LOOK_INTERVAL = 1.0
-
-
-class Loads:
-    """How often a file was loaded or refused since the start, and why it was refused last."""
-
-    def __init__(self, counters: Counters, name: str, refused: str) -> None:
-        self.at = datetime.now(UTC)
-        self.last_error: str | None = None
-        # Whether that may pass by itself: the file could not be read.
-        self._passes = False
-        self._counters = counters
-        self._reloads = counters.series(f"roundhouse_{name}_reloads", ())
-        self._refusals = counters.series(f"roundhouse_{name}_refusals", ())
-        self._refused = counters.series(refused, ())
-
-    def loaded(self) -> None:
-        """Note that it was loaded."""
-        self.at = datetime.now(UTC)
-        self._counters.cells[self._reloads] += 1.0
-        self._recovered()
-
-    def refused(self, error: Exception, *, passes: bool = False) -> bool:
-        """Note that it was refused. Returns False if that is known already."""
-        is_new = self.last_error != str(error)
-        self._counters.cells[self._refusals] += is_new
-        self._counters.cells[self._refused] = 1.0
-        self.last_error, self._passes = str(error), passes
-        return is_new
-
-    def unchanged(self) -> None:
-        """Note that it can be read, and is what was loaded."""
-        if self._passes:
-            self._recovered()
-
-    def _recovered(self) -> None:
-        self.last_error, self._passes = None, False
-        self._counters.cells[self._refused] = 0.0
 
 
 class Gateway:
@@ -88,15 +50,15 @@ class Gateway:
         self.access = Access()
         self.connections: set[GatewayProtocol] = set()
         self.draining = False
-        self.map_loads = Loads(self.counters, "map", MAP_REFUSED)
-        self.keys_loads = Loads(self.counters, "keys", KEYS_REFUSED)
+        map_file = watched(settings.routes, "map", MapError)
+        keys_file = watched(settings.keys, "keys", KeysError) if settings.keys is not None else None
+        self.map_loads = Loads("map", map_file, self.counters, MAP_REFUSED)
+        self.keys_loads = Loads("keys", keys_file, self.counters, KEYS_REFUSED)
         self._prober = Prober()
         self._resolver = Resolver(self._found)
         self._tick: asyncio.TimerHandle | None = None
-        self._map = _watched_map(settings.routes)
-        self._keys = _watched_keys(settings.keys) if settings.keys is not None else None
-        keys = access.load(self._keys.content) if self._keys is not None else access.OPEN
-        self._apply(routing.load(self._map.content), keys)
+        keys = access.load(keys_file.content) if keys_file is not None else access.OPEN
+        self._apply(routing.load(map_file.content), keys)
 
     def start(self) -> None:
         """Begin to look up and to probe backends, and to look at the files."""
@@ -119,8 +81,7 @@ class Gateway:
 
     def reload(self) -> None:
         """Load both files now. If one is bad, what was loaded before goes on."""
-        self._try_map(look=False)
-        self._try_keys(look=False)
+        self._try(look=False)
 
     def _watch(self) -> None:
         self._resolver.watch(self.fleet.names())
@@ -134,49 +95,14 @@ class Gateway:
         loop = asyncio.get_running_loop()
         self._tick = loop.call_later(_LOOK_INTERVAL, self._look)
         self.fleet.sweep(loop.time() - IDLE_EXPIRY)
-        self._try_map(look=True)
-        self._try_keys(look=True)
+        self._try(look=True)
 
-    def _try_map(self, *, look: bool) -> None:
-        try:
-            if not _is_new(self._map, look=look):
-                self.map_loads.unchanged()
-                return
-            table = routing.load(self._map.content)
-            self._apply(table, self.access.keys)
-        except OSError as error:
-            unread = MapError([f"The map can't be read: {error.strerror or error}."])
-            self._refuse_map(unread, again=not look, passes=True)
-        except MapError as error:
-            self._refuse_map(error, again=True)
-        else:
-            self.map_loads.loaded()
+    def _try(self, *, look: bool) -> None:
+        if self.map_loads.attempt(
+            lambda content: self._apply(routing.load(content), self.access.keys), look=look
+        ):
             self._watch()
-
-    def _refuse_map(self, error: MapError, *, again: bool, passes: bool = False) -> None:
-        if self.map_loads.refused(error, passes=passes) or again:
-            log.error("map refused", extra=fields(path=str(self.settings.routes), problems=error.problems))
-
-    def _try_keys(self, *, look: bool) -> None:
-        if self._keys is None:
-            return
-        try:
-            if not _is_new(self._keys, look=look):
-                self.keys_loads.unchanged()
-                return
-            keys = access.load(self._keys.content)
-        except OSError as error:
-            unread = KeysError([f"The keys can't be read: {error.strerror or error}."])
-            self._refuse_keys(unread, again=not look, passes=True)
-        except KeysError as error:
-            self._refuse_keys(error, again=True)
-        else:
-            self.keys_loads.loaded()
-            self._apply_keys(keys)
-
-    def _refuse_keys(self, error: KeysError, *, again: bool, passes: bool = False) -> None:
-        if self.keys_loads.refused(error, passes=passes) or again:
-            log.error("keys refused", extra=fields(path=str(self.settings.keys), problems=error.problems))
+        self.keys_loads.attempt(lambda content: self._apply_keys(access.load(content)), look=look)
 
     def _apply(self, table: RoutingTable, keys: access.Keys) -> None:
         """Make a map the live one. Raises MapError."""
@@ -207,27 +133,6 @@ def asyncio_time() -> float:
         return asyncio.get_running_loop().time()
     except RuntimeError:
         return 0.0
-
-
-def _is_new(file: WatchedFile, *, look: bool) -> bool:
-    if look:
-        return file.look()
-    file.read()
-    return True
-
-
-def _watched_map(path: Path) -> WatchedFile:
-    try:
-        return WatchedFile(path)
-    except OSError as error:
-        raise MapError([f"The map can't be read: {error.strerror or error}."]) from None
-
-
-def _watched_keys(path: Path) -> WatchedFile:
-    try:
-        return WatchedFile(path)
-    except OSError as error:
-        raise KeysError([f"The keys can't be read: {error.strerror or error}."]) from None
 
 
 def _engine_keys(table: RoutingTable) -> dict[str, bytes]:

@@ -138,10 +138,7 @@ def admit(meters: tuple[Meter, ...], now: float) -> bytes:
 
 def _lines(meters: tuple[Meter, ...], now: float) -> bytes:
     """Return the headers of OpenAI's API: of each kind the bucket that has the least left."""
-    if len(meters) == 1:
-        least = meters[0].headers(now)
-        return "".join([_line(name, *found) for name, found in least.items()]).encode()
-    least = {}
+    least: dict[str, tuple[Bucket, float]] = {}
     for meter in meters:
         for name, (bucket, level) in meter.headers(now).items():
             if name not in least or level < least[name][1]:

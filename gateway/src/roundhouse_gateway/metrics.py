@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from roundhouse_gateway.counters import Counters
 
@@ -87,17 +87,9 @@ WIDTH = len(BOUNDS) + 2
 _SUM = WIDTH - 1
 
 
-class Ended(NamedTuple):
-    """How a request ended that a backend had, and how long it took; `first_byte` is -1 if nothing was answered.
-
-    Times are in milliseconds, as of the event loop's clock: of many requests most are the same.
-    """
-
-    key: str
-    status: int
-    code: str
-    first_byte: int
-    duration: int
+#: How a request ended that a backend had: key, status, code, and how long it took to the first byte (-1: nothing was
+#: answered) and in all, in milliseconds as of the event loop's clock. Of many requests most are the same.
+Ended: TypeAlias = tuple[str, int, str, int, int]
 
 
 @dataclass
@@ -126,9 +118,7 @@ class BackendMetrics:
         "_first_byte",
         "_in_flight",
         "_left",
-        "_requests",
         "_retries",
-        "_tokens",
         "connections",
         "ejections",
         "ended",
@@ -151,11 +141,9 @@ class BackendMetrics:
         self._between = series("roundhouse_time_between_chunks_seconds", of_route, WIDTH)
         self._retries = series("roundhouse_retries", of_route)
         self._left = series("roundhouse_client_cancellations", of_route)
-        self._requests: dict[tuple[str, int, str], int] = {}
-        self._tokens: dict[str, tuple[int, int]] = {}
         # What is not published yet: how many requests ended in each way, with their tokens read and written; how many
         # gaps of so many milliseconds there were between pieces of streams; and counts.
-        self.ended: dict[tuple[str, int, str, int, int], list[int]] = {}
+        self.ended: dict[Ended, list[int]] = {}
         self.gaps: dict[int, int] = {}
         self.ejections = self.retries = self.left = 0
         # Connections that are open now.
@@ -172,16 +160,17 @@ class BackendMetrics:
         cells[self._left] += self.left
         self.ejections = self.retries = self.left = 0
         ended, self.ended = self.ended, {}
-        for each, (count, read, written) in ended.items():
-            request = Ended(*each)
-            cells[self._cell(request.key, request.status, request.code)] += count
-            if request.first_byte >= 0:
-                self._observe(self._first_byte, request.first_byte, count)
-                self._observe(self._duration, request.duration, count)
+        for (key, status, code, first_byte, duration), (count, read, written) in ended.items():
+            cells[self._counters.series("roundhouse_requests", (*self.labels, key, str(status), code))] += (
+                count
+            )
+            if first_byte >= 0:
+                self._observe(self._first_byte, first_byte, count)
+                self._observe(self._duration, duration, count)
             if read or written:
-                first, second = self._token_cells(request.key)
-                cells[first] += read
-                cells[second] += written
+                model, owned_by, _ = self.labels
+                cells[self._counters.series("roundhouse_tokens", (model, owned_by, key, "input"))] += read
+                cells[self._counters.series("roundhouse_tokens", (model, owned_by, key, "output"))] += written
         gaps, self.gaps = self.gaps, {}
         for gap, count in gaps.items():
             self._observe(self._between, gap, count)
@@ -190,23 +179,6 @@ class BackendMetrics:
         cells, seconds = self._counters.cells, milliseconds / 1000
         cells[histogram + bisect_left(BOUNDS, seconds)] += count
         cells[histogram + _SUM] += seconds * count
-
-    def _cell(self, key: str, status: int, code: str) -> int:
-        found = self._requests.get((key, status, code))
-        if found is None:
-            labels = (*self.labels, key, str(status), code)
-            found = self._requests[key, status, code] = self._counters.series("roundhouse_requests", labels)
-        return found
-
-    def _token_cells(self, key: str) -> tuple[int, int]:
-        found = self._tokens.get(key)
-        if found is None:
-            labels = (*self.labels[:2], key)
-            found = self._tokens[key] = (
-                self._counters.series("roundhouse_tokens", (*labels, "input")),
-                self._counters.series("roundhouse_tokens", (*labels, "output")),
-            )
-        return found
 
 
 def refused(counters: Counters, model: str, owned_by: str, key: str, status: int, code: str) -> None:

@@ -356,7 +356,7 @@ class GatewayProtocol(HttpProtocol):
     def _stranger(self, request: Request) -> GatewayError | None:
         """Return why somebody may not send a large body: he has no key."""
         try:
-            _ = self._gateway.access.anyone or self._gateway.access.caller(request.digest)
+            self._gateway.access.caller(request.digest)
         except GatewayError as error:
             return error
         return None
