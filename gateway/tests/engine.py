@@ -115,6 +115,17 @@ async def chat(turn: Turn) -> None:
     await turn.send(answer(CHAT))
 
 
+class Gate:
+    """A script that holds requests until it is opened."""
+
+    def __init__(self) -> None:
+        self.open = asyncio.Event()
+
+    async def __call__(self, turn: Turn) -> None:
+        await self.open.wait()
+        await turn.send(answer(CHAT))
+
+
 class FakeEngine:
     """Listens on a port of its own. `script` answers each request; probes get `health`, a status."""
 

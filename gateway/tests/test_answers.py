@@ -8,7 +8,7 @@ import pytest
 
 from .client import Client, get, post
 from .conftest import Roundhouse, StartGateway, engine_entry, simple_map, until
-from .engine import CHAT, DONE, END, STREAM_HEAD, FakeEngine, Turn, answer, chunk, event
+from .engine import CHAT, DONE, END, STREAM_HEAD, FakeEngine, Gate, Turn, answer, chunk, event
 
 ASK = post({"model": "tiny", "messages": []})
 STREAM = post({"model": "tiny", "stream": True})
@@ -578,19 +578,13 @@ async def test_client_that_leaves(
 async def test_half_closed_client_is_answered(
     roundhouse: Roundhouse, engine: FakeEngine, version: str
 ) -> None:
-    go_on = asyncio.Event()
-
-    async def script(turn: Turn) -> None:
-        await go_on.wait()
-        await turn.send(answer(CHAT))
-
-    engine.script = script
+    gate = engine.script = Gate()
     client = await roundhouse.connect()
     await client.send(ASK.replace(b"HTTP/1.1", b"HTTP/" + version.encode()))
     client.half_close()
     # Something of the status line comes early; it must not come twice.
     assert await client.reader.readexactly(6) == b"HTTP/1"
-    go_on.set()
+    gate.open.set()
     rest = await client.rest()
     assert rest.startswith(b".1 200 ")
     assert rest.endswith(json.dumps(CHAT, separators=(",", ":")).encode())

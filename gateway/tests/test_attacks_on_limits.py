@@ -13,7 +13,7 @@ from . import attacks
 from .attacks import nothing_leaks
 from .client import Answer, Client, post
 from .conftest import Roundhouse, StartEngine, StartGateway, simple_map, until
-from .engine import CHAT, DONE, END, STREAM_HEAD, FakeEngine, Turn, answer, chunk, event
+from .engine import DONE, END, STREAM_HEAD, FakeEngine, Gate, Turn, answer, chunk, event
 from .keys import bearer, key, write_keys
 
 __all__ = ["nothing_leaks"]
@@ -38,13 +38,7 @@ async def roundhouse(start_gateway: StartGateway, engine: FakeEngine, tmp_path: 
 async def test_one_key_does_not_starve_another(
     roundhouse: Roundhouse, client: Client, engine: FakeEngine
 ) -> None:
-    go_on = asyncio.Event()
-
-    async def script(turn: Turn) -> None:
-        await go_on.wait()
-        await turn.send(answer(CHAT))
-
-    engine.script = script
+    gate = engine.script = Gate()
     ask = post(ASK, bearer("greedy"), "x-ratelimit-remaining-requests: 99", "Retry-After: 0")
     await client.send(ask)
     await until(lambda: engine.turns)
@@ -54,7 +48,7 @@ async def test_one_key_does_not_starve_another(
     other = await roundhouse.connect()
     await other.send(post(ASK, bearer("other")))
     await until(lambda: len(engine.turns) == 2)
-    go_on.set()
+    gate.open.set()
     assert (await other.answer()).status == 200
     got = await client.answer()
     assert got.headers["x-ratelimit-limit-requests"] == "10"

@@ -14,7 +14,7 @@ from roundhouse_gateway.health import Prober, Target
 
 from .client import get, post
 from .conftest import Roundhouse, StartEngine, StartGateway, simple_map, until
-from .engine import CHAT, FakeEngine, Turn, answer
+from .engine import CHAT, FakeEngine, Gate, Turn, answer
 
 ASK = post({"model": "tiny"})
 
@@ -31,17 +31,6 @@ def weights(document: Any, *values: int) -> Any:
     for backend, weight in zip(document["models"][0]["engines"][0]["backends"], values, strict=True):
         backend["weight"] = weight
     return document
-
-
-class Gate:
-    """A script that holds requests until it is opened."""
-
-    def __init__(self) -> None:
-        self.open = asyncio.Event()
-
-    async def __call__(self, turn: Turn) -> None:
-        await self.open.wait()
-        await turn.send(answer(CHAT))
 
 
 async def ask_many(roundhouse: Roundhouse, number: int) -> list[asyncio.Task[Any]]:

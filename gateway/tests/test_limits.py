@@ -16,7 +16,7 @@ from roundhouse_gateway.limits import Bucket, Limits, Meter
 
 from .client import Client, get, post
 from .conftest import Roundhouse, StartGateway, simple_map, until
-from .engine import CHAT, DONE, END, STREAM_HEAD, FakeEngine, Turn, answer, chunk, event
+from .engine import DONE, END, STREAM_HEAD, FakeEngine, Gate, Turn, chunk, event
 from .keys import bearer, key, write_keys
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "x" * 400}]}
@@ -109,18 +109,6 @@ def start(start_gateway: StartGateway, engine: FakeEngine, tmp_path: Path) -> St
     return run
 
 
-class Held:
-    """Engines that answer when they are told to."""
-
-    def __init__(self, engine: FakeEngine) -> None:
-        self.go_on = asyncio.Event()
-        engine.script = self._script
-
-    async def _script(self, turn: Turn) -> None:
-        await self.go_on.wait()
-        await turn.send(answer(CHAT))
-
-
 async def test_requests_per_minute(start: Start) -> None:
     client = await (await start(key("a", requests_per_minute=2), key("b"))).connect()
     first, second, third = [await client.ask(post(ASK, bearer("a"))) for _ in range(3)]
@@ -192,7 +180,7 @@ async def test_who_leaves_early_has_used_something(start: Start, engine: FakeEng
 
 async def test_in_flight(start: Start, engine: FakeEngine) -> None:
     roundhouse = await start(key("greedy", max_in_flight=2), key("modest"))
-    held = Held(engine)
+    gate = engine.script = Gate()
     clients: list[Client] = [await roundhouse.connect() for _ in range(4)]
     for client in clients[:2]:
         await client.send(post(ASK, bearer("greedy")))
@@ -201,7 +189,7 @@ async def test_in_flight(start: Start, engine: FakeEngine) -> None:
     assert (refused.status, refused.code, refused.headers["retry-after"]) == (429, "rate_limited", "1")
     await clients[3].send(post(ASK, bearer("modest")))
     await until(lambda: len(engine.turns) == 3)
-    held.go_on.set()
+    gate.open.set()
     assert [(await client.answer()).status for client in (*clients[:2], clients[3])] == [200, 200, 200]
     assert (await clients[2].ask(post(ASK, bearer("greedy")))).status == 200
 
@@ -211,7 +199,7 @@ async def test_what_went_wrong_is_no_longer_in_flight(start: Start, engine: Fake
     roundhouse = await start(key("a", max_in_flight=1))
     client = await roundhouse.connect()
     if how == "client leaves":
-        Held(engine)
+        engine.script = Gate()
         await client.send(post(ASK, bearer("a")))
         await until(lambda: engine.turns)
         client.reset()

@@ -20,7 +20,7 @@ from roundhouse_gateway.metrics import BOUNDS, METRICS, STATE, WIDTH, BackendMet
 
 from .client import Client, get, post
 from .conftest import Roundhouse, StartEngine, StartGateway, simple_map, until
-from .engine import CHAT, DONE, END, STREAM_HEAD, FakeEngine, Turn, answer, chunk, event
+from .engine import DONE, END, STREAM_HEAD, FakeEngine, Gate, Turn, answer, chunk, event
 from .keys import bearer, key, write_keys
 
 ASK = post({"model": "tiny"})
@@ -83,18 +83,12 @@ class TestRequests:
         assert 1 <= value(samples, "roundhouse_time_between_chunks_seconds_count", **ONE) <= 6
 
     async def test_in_flight(self, roundhouse: Roundhouse, client: Client, engine: FakeEngine) -> None:
-        go_on = asyncio.Event()
-
-        async def script(turn: Turn) -> None:
-            await go_on.wait()
-            await turn.send(answer(CHAT))
-
-        engine.script = script
+        gate = engine.script = Gate()
         await client.send(ASK)
         await until(lambda: engine.turns)
         samples = await scraped(roundhouse)
         assert value(samples, "roundhouse_requests_in_flight", **ONE, backend="one") == 1
-        go_on.set()
+        gate.open.set()
         await client.answer()
         samples = await scraped(roundhouse)
         assert value(samples, "roundhouse_requests_in_flight", **ONE, backend="one") == 0
@@ -196,13 +190,7 @@ async def test_a_backend_that_is_taken_out(roundhouse: Roundhouse, engine: FakeE
 
 async def test_a_model_that_moves_in_keeps_what_it_has(roundhouse: Roundhouse, engine: FakeEngine) -> None:
     """A backend whose place another model takes ends as it is; the new one stays the same at the next reload."""
-    go_on = asyncio.Event()
-
-    async def script(turn: Turn) -> None:
-        await go_on.wait()
-        await turn.send(answer(CHAT))
-
-    engine.script = script
+    gate = engine.script = Gate()
     clients = [await roundhouse.connect() for _ in range(2)]
     await clients[0].send(ASK)
     await until(lambda: len(engine.turns) == 1)
@@ -215,7 +203,7 @@ async def test_a_model_that_moves_in_keeps_what_it_has(roundhouse: Roundhouse, e
             await clients[1].send(post({"model": "other"}))
             await until(lambda: len(engine.turns) == 2)
     assert roundhouse.backend().in_flight == 1
-    go_on.set()
+    gate.open.set()
     assert [(await client.answer()).status for client in clients] == [200, 200]
     samples = await scraped(roundhouse)
     for model in ("tiny", "other"):
